@@ -1,0 +1,32 @@
+"""The only folder of spon that talks to Firedrake: what leaves it and what goes back."""
+
+from spon.fem.elements import element_from_json, element_to_json, space_from_element
+from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, sparse_map
+from spon.fem.spaces import (
+    is_function,
+    mesh_of,
+    require_primal_space,
+    require_serial,
+    signature,
+    space_on,
+    to_function,
+    to_tensor,
+)
+
+__all__ = [
+    "clear_cache",
+    "element_from_json",
+    "element_to_json",
+    "evaluation_map",
+    "interpolation_map",
+    "is_function",
+    "mesh_of",
+    "require_primal_space",
+    "require_serial",
+    "signature",
+    "space_from_element",
+    "space_on",
+    "sparse_map",
+    "to_function",
+    "to_tensor",
+]

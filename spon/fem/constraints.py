@@ -1,0 +1,243 @@
+"""What a decoder promises on the boundary: which dofs are prescribed, and to what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import ufl
+from firedrake import DirichletBC, Function, FunctionSpace, SpatialCoordinate, assemble
+from firedrake import interpolate as ufl_interpolate
+from ufl.algorithms import extract_coefficients
+
+from spon.fem.spaces import mesh_of, name_of, require_serial, to_function
+
+__all__ = ["bc_from_json", "bc_to_json", "bcs_from_values", "checked_bcs", "essential_values", "move_bc"]
+
+
+def checked_bcs(U: Any, bcs: Any) -> list[Any]:
+    """Bring what a user gave as boundary conditions into a list, and check it.
+
+    Parameters
+    ----------
+    U : FunctionSpace
+        The space of the decoder.
+    bcs : None, DirichletBC, sequence of DirichletBC, or callable
+        A callable takes `U` and returns one of the others.
+
+    Returns
+    -------
+    list of DirichletBC
+
+    Raises
+    ------
+    TypeError
+        If something other than a ``DirichletBC`` is given.
+    ValueError
+        If a condition belongs to another space, or constrains no dof at all.
+    """
+    if callable(bcs) and not isinstance(bcs, DirichletBC):
+        bcs = bcs(U)
+    if bcs is None:
+        return []
+    if isinstance(bcs, DirichletBC):
+        bcs = [bcs]
+    if not isinstance(bcs, Sequence):
+        raise TypeError(
+            f"Expected a DirichletBC, a sequence of them or a function of the space that returns "
+            f"them, got {type(bcs).__name__}."
+        )
+    for bc in bcs:
+        if not isinstance(bc, DirichletBC):
+            raise TypeError(f"Expected DirichletBC objects, found a {type(bc).__name__}.")
+        if bc.parent_function_space != U:
+            raise ValueError(
+                f"A boundary condition belongs to {_describe(bc.parent_function_space)}, the "
+                f"decoder to {_describe(U)}: build the condition on the space of the decoder."
+            )
+        _check_tags(bc)
+        if len(bc.nodes) == 0:
+            raise ValueError(
+                f"The boundary condition on {bc.sub_domain} constrains no dof of {_describe(U)}: "
+                "this element has no dofs on the boundary (discontinuous spaces have none)."
+            )
+    return list(bcs)
+
+
+def essential_values(U: Any, bcs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Dofs that boundary conditions prescribe, and their values.
+
+    Firedrake applies the conditions itself, one after the other, so that sub-spaces, components
+    and overlapping boundaries mean here what they mean in a solve.
+
+    Parameters
+    ----------
+    U : FunctionSpace
+    bcs : sequence of DirichletBC on `U` or its sub-spaces
+
+    Returns
+    -------
+    mask : array of bool, shape (U.dim(),)
+        True where the dof is prescribed.
+    values : array, shape (U.dim(),)
+        Prescribed values, zero elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If a prescribed value is NaN.
+    """
+    require_serial(mesh_of(U), "A decoder")
+    free, values = Function(U), Function(U)
+    for part in free.subfunctions:
+        part.dat.data_wo[...] = 1.0
+    for bc in bcs:
+        bc.zero(free)
+        bc.apply(values)
+    mask, flat = _flat(free) == 0, _flat(values)
+    bad = int((~np.isfinite(flat)).sum())
+    if bad:
+        raise ValueError(
+            f"The boundary values are NaN or infinite on {bad} dofs of {_describe(U)}."
+        )
+    return mask, flat
+
+
+def bc_to_json(bc: Any) -> dict[str, Any]:
+    """Describe a boundary condition; ``value`` is None unless it is constant."""
+    sub_domain = [list(s) if isinstance(s, tuple) else s for s in bc.sub_domain]
+    return {
+        "indices": list(bc._indices),
+        "sub_domain": sub_domain,
+        "value": _constant(bc._original_arg),
+    }
+
+
+def bc_from_json(U: Any, data: dict[str, Any]) -> Any:
+    """Build the condition that `bc_to_json` described on a space.
+
+    Raises
+    ------
+    ValueError
+        If the value of the condition was not constant, or the mesh lacks its boundary tag.
+    """
+    if data["value"] is None:
+        raise ValueError(
+            f"The boundary condition on {data['sub_domain']} has values that vary in space, which "
+            "a file of another mesh does not hold: give the conditions of this mesh with bcs=."
+        )
+    bc = DirichletBC(_sub_space(U, data["indices"]), data["value"], _tags(data["sub_domain"]))
+    _check_tags(bc)
+    return bc
+
+
+def bcs_from_values(
+    U: Any, described: Sequence[dict[str, Any]], values: np.ndarray
+) -> list[Any]:
+    """Build described conditions whose values are given as the dofs of a function.
+
+    Parameters
+    ----------
+    U : FunctionSpace
+    described : sequence of dict
+        What `bc_to_json` returned for each condition.
+    values : array, shape (U.dim(),)
+        Prescribed values on the constrained dofs, anything elsewhere.
+
+    Returns
+    -------
+    list of DirichletBC
+    """
+    g = to_function(torch.from_numpy(values), U)
+    bcs = []
+    for data in described:
+        value = data["value"]
+        if value is None:
+            part = g
+            for index in data["indices"]:
+                part = part.sub(index)
+            value = part
+        bcs.append(DirichletBC(_sub_space(U, data["indices"]), value, _tags(data["sub_domain"])))
+    return bcs
+
+
+def move_bc(bc: Any, U: Any) -> Any:
+    """The same condition on the same element of another mesh.
+
+    Constants are taken over, expressions of the coordinates are evaluated on the new mesh, and
+    functions are interpolated to it.
+
+    Raises
+    ------
+    ValueError
+        If the values cannot be moved, or the mesh lacks the boundary tag.
+    """
+    space = _sub_space(U, list(bc._indices))
+    value = bc._original_arg
+    if _constant(value) is None:
+        value = _moved(value, bc.function_space(), space)
+    moved = DirichletBC(space, value, bc.sub_domain)
+    _check_tags(moved)
+    return moved
+
+
+def _moved(value: Any, old: Any, new: Any) -> Any:
+    try:
+        if isinstance(value, Function):
+            return assemble(ufl_interpolate(value, FunctionSpace(mesh_of(new), new.ufl_element())))
+        expression = ufl.as_tensor(value) if isinstance(value, Sequence) else ufl.as_ufl(value)
+        if extract_coefficients(expression):
+            raise NotImplementedError("the expression contains functions of the old mesh")
+        change = {SpatialCoordinate(mesh_of(old)): SpatialCoordinate(mesh_of(new))}
+        return ufl.replace(expression, change)
+    except Exception as error:
+        raise ValueError(
+            f"The values of the boundary condition cannot be moved to the other mesh ({error}): "
+            "give the decoder its conditions as a function of the space, bcs=lambda U: "
+            "DirichletBC(U, ..., tag)."
+        ) from error
+
+
+def _constant(value: Any) -> Any:
+    """A number or nested lists of numbers, or None where the value is not constant."""
+    expression = ufl.as_tensor(value) if isinstance(value, Sequence | np.ndarray) else value
+    expression = ufl.as_ufl(expression)
+    if ufl.domain.extract_domains(expression) or extract_coefficients(expression):
+        return None
+    shape = expression.ufl_shape
+    flat = [float(expression[i] if i else expression) for i in np.ndindex(*shape)]
+    return np.asarray(flat).reshape(shape).tolist()
+
+
+def _sub_space(U: Any, indices: Sequence[int]) -> Any:
+    for index in indices:
+        U = U.sub(index)
+    return U
+
+
+def _tags(sub_domain: Sequence[Any]) -> tuple[Any, ...] | str:
+    tags = tuple(tuple(s) if isinstance(s, list) else s for s in sub_domain)
+    return tags[0] if len(tags) == 1 and isinstance(tags[0], str) else tags
+
+
+def _check_tags(bc: Any) -> None:
+    wanted = {t for s in bc.sub_domain for t in (s if isinstance(s, tuple) else (s,))}
+    mesh = mesh_of(bc.parent_function_space)
+    known = {int(t) for t in mesh.exterior_facets.unique_markers}
+    known |= {int(t) for t in mesh.interior_facets.unique_markers}
+    missing = sorted(t for t in wanted if not isinstance(t, str) and t not in known)
+    if missing:
+        raise ValueError(
+            f"The mesh has no boundary tag {', '.join(map(str, missing))}; its tags are "
+            f"{sorted(known)}."
+        )
+
+
+def _describe(V: Any) -> str:
+    return f"{name_of(V)} with {V.dim()} dofs"
+
+
+def _flat(f: Any) -> np.ndarray:
+    return np.concatenate([part.dat.data_ro.reshape(-1) for part in f.subfunctions])

@@ -1,0 +1,299 @@
+"""The operator network: encoder, processor, decoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spon import fem
+from spon.decoders import Decoder
+from spon.encoders import Encoder
+from spon.fem.geometry import build_geometry
+from spon.normalisation import Normaliser
+from spon.processors import Field, Processor
+
+__all__ = ["OperatorNetwork"]
+
+
+class OperatorNetwork(nn.Module):
+    """A learned operator between finite element spaces.
+
+    The encoders and the decoder follow from the spaces, the geometry from the mesh; only the
+    processor is learned. Called with functions it returns a function, with tensors of coefficients
+    a tensor.
+
+    Parameters
+    ----------
+    encoder : Encoder or sequence of Encoder
+        One for each input function.
+    processor : Processor
+        The learned part, see `spon.processors`. Its weights are created here if it has none yet.
+    decoder : Decoder
+    dtype : torch.dtype, optional
+        float32 or float64; the default dtype of torch if it is not given.
+
+    Raises
+    ------
+    TypeError
+        If a part is not what it should be.
+    ValueError
+        If there is no encoder, or a processor with weights does not fit the spaces.
+
+    Notes
+    -----
+    Encoder, processor, decoder as in Bouziani and Boullé (2024), *Structure-Preserving Operator
+    Learning*, section 3.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | Sequence[Encoder],
+        processor: Processor,
+        decoder: Decoder,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        encoders = [encoder] if isinstance(encoder, Encoder) else list(encoder)
+        _check_parts(encoders, processor, decoder)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"A network is float32 or float64, not {dtype}.")
+        self.encoders = nn.ModuleList(encoders)
+        self.processor = processor
+        self.decoder = decoder
+        inputs = [_field(e.space) for e in encoders]
+        output = _field(decoder.space)
+        if not any(True for _ in processor.parameters()):
+            processor.configure(inputs, output)
+        self.geometry = build_geometry(
+            processor.request(), [e.space for e in encoders], decoder.space, decoder.bcs
+        )
+        self.input_norms = nn.ModuleList([Normaliser(*_blocks(e.space)) for e in encoders])
+        # With essential conditions a mean would have to be unlearned at the boundary.
+        sizes, centred = _blocks(decoder.space)
+        self.output_norm = Normaliser(sizes, [c and not decoder.bcs for c in centred])
+        self.to(dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Scalar type of the weights."""
+        return next(p.dtype for p in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(p.device for p in self.parameters())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the scales of inputs and output are known."""
+        return bool(self.output_norm.fitted)
+
+    def calibrate(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """Take the scales of inputs and output from data. `spon.fit` calls this once.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, shapes (n, ...)
+            What each encoder takes.
+        output : Tensor, shape (n, U.dim())
+
+        Raises
+        ------
+        ValueError
+            If the data hold NaN or infinity, or have the wrong shape.
+        """
+        self._check_count(inputs)
+        with torch.no_grad():
+            for encoder, norm, x in zip(self.encoders, self.input_norms, inputs, strict=True):
+                norm.fit(encoder(x.to(self.device, self.dtype)))
+            self.output_norm.fit(output.to(self.device, self.dtype))
+
+    def forward(self, *inputs: Any, boundary: Any = None) -> Any:
+        """Apply the operator.
+
+        Parameters
+        ----------
+        *inputs : Function, sequence of Function, or Tensor of shape (batch, ...)
+            One for each encoder: all functions, or all tensors. Tensors as the encoders take them.
+        boundary : Function, sequence of Function or Tensor of shape (batch, U.dim()), optional
+            Boundary values for each sample, as functions of the output space; only the dofs that
+            the decoder's conditions constrain count.
+
+        Returns
+        -------
+        Function for functions, list of Function for sequences, Tensor (batch, U.dim()) for tensors
+            The way through functions cuts the gradient; use tensors to differentiate.
+
+        Raises
+        ------
+        TypeError
+            If functions and tensors are mixed, or a tensor has another dtype than the network.
+        ValueError
+            If the number of inputs or a shape is wrong.
+        """
+        self._check_count(inputs)
+        if all(isinstance(x, Tensor) for x in inputs):
+            if boundary is not None and not isinstance(boundary, Tensor):
+                boundary = self._functions_to_boundary(boundary).to(self.device, self.dtype)
+            decoded: Tensor = self.decoder(self._process(inputs), boundary)
+            return decoded
+        if any(isinstance(x, Tensor) for x in inputs):
+            raise TypeError("Give all inputs as functions or all as tensors, not some of each.")
+        with torch.no_grad():
+            encoded = [
+                e.encode(x, self.dtype).to(self.device)
+                for e, x in zip(self.encoders, inputs, strict=True)
+            ]
+            values = None if boundary is None else self._functions_to_boundary(boundary)
+            single = fem.is_function(inputs[0])
+            out = self.decoder.function(self._run(encoded).cpu(), values)
+        return out[0] if single else out
+
+    def _process(self, inputs: Sequence[Tensor]) -> Tensor:
+        for x in inputs:
+            if x.dtype != self.dtype:
+                raise TypeError(
+                    f"Got a {x.dtype} tensor for a {self.dtype} network: convert the data or the "
+                    "network with .to(dtype)."
+                )
+        return self._run([e(x) for e, x in zip(self.encoders, inputs, strict=True)])
+
+    def _run(self, encoded: Sequence[Tensor]) -> Tensor:
+        batches = {len(x) for x in encoded}
+        if len(batches) > 1:
+            raise ValueError(f"The inputs have different batch sizes: {sorted(batches)}.")
+        scaled = [n(x).T for n, x in zip(self.input_norms, encoded, strict=True)]
+        return self.output_norm.inverse(self.processor(scaled, self.geometry).T)
+
+    def _functions_to_boundary(self, boundary: Any) -> Tensor:
+        if isinstance(boundary, Tensor):
+            return boundary
+        batch = [boundary] if fem.is_function(boundary) else boundary
+        space = batch[0].function_space()
+        if space != self.decoder.space:
+            raise ValueError(
+                f"Boundary data are functions of the output space "
+                f"{self.decoder.signature.describe()}, got {fem.signature(space).describe()}."
+            )
+        return fem.to_tensor(batch)
+
+    def _check_count(self, inputs: Sequence[Any]) -> None:
+        if len(inputs) != len(self.encoders):
+            raise ValueError(
+                f"The network takes {len(self.encoders)} inputs, one for each encoder, got "
+                f"{len(inputs)}."
+            )
+
+    def check_data(self, data: Any) -> None:
+        """Refuse a dataset whose spaces are not those of the network.
+
+        Parameters
+        ----------
+        data : Dataset
+            With ``input_signatures`` and ``output_signatures``, in the order of the encoders.
+
+        Raises
+        ------
+        ValueError
+            Naming both signatures.
+        """
+        given = list(data.input_signatures.items())
+        if len(given) != len(self.encoders):
+            raise ValueError(
+                f"The network has {len(self.encoders)} inputs, the dataset {len(given)}: "
+                f"{[name for name, _ in given]}."
+            )
+        for (name, found), encoder in zip(given, self.encoders, strict=True):
+            wanted = encoder.data_signature
+            if wanted is not None and found is not None and found != wanted:
+                raise ValueError(_mismatch(f"input {name!r}", found, wanted))
+        outputs = list(data.output_signatures.items())
+        if len(outputs) != 1:
+            raise ValueError(
+                f"A network has one output, the dataset has {len(outputs)}: use a mixed space."
+            )
+        name, found = outputs[0]
+        if found != self.decoder.signature:
+            raise ValueError(_mismatch(f"output {name!r}", found, self.decoder.signature))
+
+    def on(self, mesh: Any) -> OperatorNetwork:
+        """The same network on another mesh. The weights are shared, not copied.
+
+        Parameters
+        ----------
+        mesh : firedrake.MeshGeometry
+
+        Returns
+        -------
+        OperatorNetwork
+
+        Raises
+        ------
+        ValueError
+            If the processor is tied to its mesh, the cells are of another kind, or the mesh lacks
+            a boundary tag.
+        """
+        if not self.processor.mesh_independent:
+            raise ValueError(
+                f"The weights of a {type(self.processor).__name__} belong to the dofs of one mesh "
+                f"({self.decoder.signature.describe()}) and mean nothing on another: train a "
+                "Spectral or Graph processor to change the mesh."
+            )
+        encoders = [e.on(mesh) for e in self.encoders]
+        return self._moved(encoders, self.decoder.on(mesh))
+
+    def _moved(self, encoders: Sequence[Encoder], decoder: Decoder) -> OperatorNetwork:
+        other = OperatorNetwork(encoders, self.processor, decoder, self.dtype)
+        for mine, theirs in zip(self.input_norms, other.input_norms, strict=True):
+            theirs.load_state_dict(mine.state_dict())
+        other.output_norm.load_state_dict(self.output_norm.state_dict())
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the network to one file: weights, architecture, spaces and conditions.
+
+        Parameters
+        ----------
+        path : path
+            Written under a temporary name and renamed.
+        """
+        from spon.checkpoint import save
+
+        save(self, path)
+
+
+def _field(space: Any) -> Field:
+    mesh = fem.mesh_of(space)
+    return Field(
+        dim=int(space.dim()), channels=int(space.value_size), gdim=int(mesh.geometric_dimension)
+    )
+
+
+def _blocks(space: Any) -> tuple[list[int], list[bool]]:
+    parts = list(space.subspaces)
+    return [int(p.dim()) for p in parts], [p.value_size == 1 for p in parts]
+
+
+def _check_parts(encoders: Sequence[Any], processor: Any, decoder: Any) -> None:
+    if not encoders:
+        raise ValueError("An OperatorNetwork needs at least one encoder.")
+    expected = [(e, Encoder) for e in encoders] + [(processor, Processor), (decoder, Decoder)]
+    for part, kind in expected:
+        if not isinstance(part, kind):
+            raise TypeError(
+                f"OperatorNetwork(encoder, processor, decoder) expected a {kind.__name__}, got "
+                f"{type(part).__name__}."
+            )
+
+
+def _mismatch(what: str, found: Any, wanted: Any) -> str:
+    given = "values that are not in a space" if found is None else found.describe()
+    text = f"The dataset's {what} is {given}, the network was built for {wanted.describe()}."
+    if found is not None and found.same_element(wanted):
+        text += " The elements agree: move the network with net.on(dataset.mesh())."
+    return text
