@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
-from spon.fem.encoding import L2Projection, LeastSquares, grid_points, points_inside
+from spon.fem.encoding import L2Projection, LeastSquares, grid_points
+from spon.fem.maps import points_inside
 from spon.signature import SpaceSignature
 
 __all__ = ["Encoder"]

@@ -21,10 +21,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor, nn
 
 from spon.fem.maps import evaluation_map, sparse_map
-from spon.fem.spaces import mesh_of, name_of, require_serial
+from spon.fem.spaces import mesh_of, name_of
 from spon.sparse import InverseMap, SparseMap
 
-__all__ = ["L2Projection", "LeastSquares", "grid_points", "points_inside"]
+__all__ = ["L2Projection", "LeastSquares", "grid_points"]
 
 # Below this ratio of the smallest to the largest eigenvalue of the normal equations the data do
 # not determine the function: the remaining digits would be round-off.
@@ -98,21 +98,24 @@ class LeastSquares(nn.Module):
         self._n_points = len(points)
         matrix = self.evaluation.to_scipy()
         normal = matrix.T @ matrix / self._n_points
+        self.penalty: SparseMap | None = None
         if smoothing:
             u, v = TrialFunction(V), TestFunction(V)
-            normal = normal + smoothing * sparse_map(inner(grad(u), grad(v)) * dx).to_scipy()
+            stiffness = sparse_map(inner(grad(u), grad(v)) * dx).to_scipy()
+            self.penalty = SparseMap(smoothing * stiffness)
+            normal = normal + smoothing * stiffness
         _check_determined(sp.csc_matrix(normal), V, self._n_points)
         self.inverse = InverseMap(normal)
-        # The residual step below must see the whole normal equations.
-        self.normal = SparseMap(normal)
 
     def forward(self, y: Tensor) -> Tensor:
         """Fit: point values (n_points * value_size, ...) to coefficients (V.dim(), ...)."""
-        right = self.adjoint(y) / self._n_points
-        x = self.inverse(right)
-        # One step of refinement: the normal equations square the condition number.
-        result: Tensor = x + self.inverse(right - self.normal(x))
-        return result
+        x: Tensor = self.inverse(self.adjoint(y) / self._n_points)
+        # One step of refinement with the residual of the data: the normal equations square the
+        # condition number, the residual does not know that.
+        gradient = self.adjoint(y - self.evaluation(x)) / self._n_points
+        if self.penalty is not None:
+            gradient = gradient - self.penalty(x)
+        return x + self.inverse(gradient)
 
 
 def grid_points(grid: Any, box: Any) -> np.ndarray:
@@ -148,19 +151,6 @@ def grid_points(grid: Any, box: Any) -> np.ndarray:
         for n, (low, high) in zip(grid, box, strict=True)
     ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(grid))
-
-
-def points_inside(mesh: Any, points: np.ndarray) -> np.ndarray:
-    """Which points lie inside a mesh.
-
-    Returns
-    -------
-    array of bool, shape (n_points,)
-    """
-    require_serial(mesh, "points_inside")
-    cells, _, _ = mesh.locate_cells_ref_coords_and_dists(np.asarray(points, dtype=np.float64))
-    inside: np.ndarray = np.asarray(cells) >= 0
-    return inside
 
 
 def _moments_at_points(source: Any, target: Any) -> SparseMap:

@@ -29,7 +29,7 @@ from spon.fem.elements import element_to_json
 from spon.fem.spaces import mesh_of, name_of, require_serial
 from spon.sparse import SparseMap
 
-__all__ = ["clear_cache", "evaluation_map", "interpolation_map", "sparse_map"]
+__all__ = ["clear_cache", "evaluation_map", "interpolation_map", "points_inside", "sparse_map"]
 
 _CACHE_ENTRIES = 128
 _cache: OrderedDict[str, SparseMap] = OrderedDict()
@@ -151,7 +151,7 @@ def evaluation_map(V: Any, points: Any, dtype: torch.dtype = torch.float64) -> S
             f"Point evaluation is for scalar and vector spaces, not {name_of(V)}: "
             "evaluate its components one by one."
         )
-    inside = np.asarray(mesh.locate_cells_ref_coords_and_dists(points)[0]) >= 0
+    inside = points_inside(mesh, points)
     if not inside.all():
         raise ValueError(
             f"{int((~inside).sum())} of {len(points)} points lie outside the mesh, the first is "
@@ -164,6 +164,25 @@ def evaluation_map(V: Any, points: Any, dtype: torch.dtype = torch.float64) -> S
     given = _point_space(cloud.input_ordering, V)
     order = _csr(assemble(ufl_interpolate(TrialFunction(at_points), given), mat_type="aij"))
     return SparseMap(order @ rows, dtype)
+
+
+def points_inside(mesh: Any, points: np.ndarray) -> np.ndarray:
+    """Which points lie inside a mesh.
+
+    Parameters
+    ----------
+    mesh : firedrake.MeshGeometry
+    points : array, shape (n_points, geometric_dimension)
+
+    Returns
+    -------
+    array of bool, shape (n_points,)
+    """
+    require_serial(mesh, "points_inside")
+    # Firedrake's own tolerance is half a cell; here outside means outside, up to round-off.
+    cells, _, distances = mesh.locate_cells_ref_coords_and_dists(points)
+    inside: np.ndarray = (np.asarray(cells) >= 0) & (np.asarray(distances) < 1e-8)
+    return inside
 
 
 def clear_cache() -> None:
