@@ -57,7 +57,7 @@ class OperatorNetwork(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        encoders = [encoder] if isinstance(encoder, Encoder) else list(encoder)
+        encoders = list(encoder) if isinstance(encoder, Sequence) else [encoder]
         _check_parts(encoders, processor, decoder)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in (torch.float32, torch.float64):

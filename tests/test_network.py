@@ -1,0 +1,267 @@
+"""The whole network: shapes, gradients, exact boundary values, files, other meshes."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from families import FAMILIES, random_function, space
+from firedrake import (
+    Constant,
+    DirichletBC,
+    Function,
+    FunctionSpace,
+    SpatialCoordinate,
+    UnitCubeMesh,
+    UnitSquareMesh,
+    VectorFunctionSpace,
+    sin,
+)
+
+import spon
+from spon import Decoder, Encoder, OperatorNetwork, fem, processors
+from test_encoders_decoders import boundary_condition
+
+
+def processor(kind):
+    return {
+        "mlp": lambda: processors.MLP(hidden=(8, 8)),
+        "spectral": lambda: processors.Spectral(channels=6, layers=2, modes=8),
+        "graph": lambda: processors.Graph(channels=4, rounds=2),
+    }[kind]()
+
+
+KINDS = ("mlp", "spectral", "graph")
+
+
+def network(kind="mlp", n=4, dtype=torch.float64, degree=2):
+    torch.manual_seed(0)
+    mesh = UnitSquareMesh(n, n)
+    F, U = FunctionSpace(mesh, "DG", 0), FunctionSpace(mesh, "CG", degree)
+    bcs = DirichletBC(U, sin(SpatialCoordinate(mesh)[1]), (1, 2))
+    net = OperatorNetwork(Encoder(F), processor(kind), Decoder(U, bcs), dtype=dtype)
+    for p in net.parameters():  # no weight may stay at zero and hide a path
+        torch.nn.init.normal_(p, std=0.3)
+    return net, F, U
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_and_tensors_give_the_same(kind, dtype):
+    net, F, U = network(kind, dtype=dtype)
+    fs = [random_function(F, s) for s in range(3)]
+    y = net(fem.to_tensor(fs, dtype))
+    assert y.shape == (3, U.dim())
+    assert y.dtype == dtype
+    out = net(fs)
+    free = ~net.decoder.constrained
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(fem.to_tensor(out, dtype)[:, free], y[:, free], **close)
+    single = net(fs[0])
+    assert isinstance(single, Function)
+    assert single.function_space() == U
+    torch.testing.assert_close(fem.to_tensor(single), fem.to_tensor(out[0]), **close)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
+def test_boundary_values_are_exact_for_random_weights(cell, family, degree, kind, dtype):
+    if kind != "mlp" and degree > 2:
+        pytest.skip("the processor sees the same geometry as for degree 2")
+    torch.manual_seed(1)
+    V = space(cell, family, degree)
+    bcs = boundary_condition(V, (1, 3))
+    if not bcs:
+        pytest.skip("a discontinuous space has no dofs on the boundary")
+    net = OperatorNetwork(Encoder(V), processor(kind), Decoder(V, bcs), dtype=dtype)
+    for p in net.parameters():
+        torch.nn.init.normal_(p)
+    out = net(random_function(V))
+    expected = out.copy(deepcopy=True)
+    for bc in bcs:
+        bc.apply(expected)
+    assert float((fem.to_tensor(out) - fem.to_tensor(expected)).abs().max()) == 0.0
+    assert torch.isfinite(fem.to_tensor(out)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_the_whole_network_by_central_differences(kind):
+    net, F, U = network(kind)
+    x = fem.to_tensor([random_function(F, s) for s in range(2)]).requires_grad_()
+    w = torch.randn(2, U.dim(), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def value():
+        return (net(x) * w).sum()
+
+    variables = [x, *net.parameters()]
+    gradients = torch.autograd.grad(value(), variables)
+    rng = torch.Generator().manual_seed(2)
+    for variable, gradient in zip(variables, gradients, strict=True):
+        direction = torch.randn(variable.shape, generator=rng, dtype=torch.float64)
+        exact = float((gradient * direction).sum())
+        h = 1e-5
+        with torch.no_grad():
+            variable += h * direction
+            up = float(value())
+            variable -= 2 * h * direction
+            down = float(value())
+            variable += h * direction
+        assert (up - down) / (2 * h) == pytest.approx(exact, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_inputs_of_several_spaces(kind):
+    mesh = UnitSquareMesh(3, 3)
+    spaces = [FunctionSpace(mesh, "DG", 0), VectorFunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "RT", 1)]
+    U = FunctionSpace(mesh, "CG", 1)
+    net = OperatorNetwork([Encoder(V) for V in spaces], processor(kind), Decoder(U))
+    out = net(*[random_function(V) for V in spaces])
+    assert out.function_space() == U
+    # Each input matters.
+    base = fem.to_tensor(out)
+    for i in range(3):
+        changed = [random_function(V, seed=5 if i == j else 0) for j, V in enumerate(spaces)]
+        assert not torch.equal(fem.to_tensor(net(*changed)), base)
+
+
+def test_boundary_data_for_each_sample_as_functions_and_tensors():
+    net, F, U = network()
+    fs, gs = ([random_function(V, s) for s in range(2)] for V in (F, U))
+    on = net.decoder.constrained
+    y = net(fem.to_tensor(fs), boundary=fem.to_tensor(gs))
+    assert torch.equal(y[:, on], fem.to_tensor(gs)[:, on])
+    for out, g in zip(net(fs, boundary=gs), gs, strict=True):
+        assert torch.equal(fem.to_tensor(out)[on], fem.to_tensor(g)[on])
+
+
+def test_calibration_undoes_units():
+    net, F, U = network("spectral")
+    x, y = torch.randn(20, F.dim(), dtype=torch.float64), torch.randn(20, U.dim(), dtype=torch.float64)
+    x, y = 3e6 + 1e5 * x, 1e-9 * y
+    assert not net.calibrated
+    net.calibrate([x], y)
+    assert net.calibrated
+    scaled = net.input_norms[0](x)
+    assert float(scaled.mean()) == pytest.approx(0, abs=1e-9)
+    assert float(scaled.square().mean()) == pytest.approx(1, rel=1e-9)
+    free = ~net.decoder.constrained
+    assert 1e-12 < float(net(x)[:, free].detach().abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_the_same_network_back(kind, tmp_path):
+    net, F, U = network(kind)
+    net.calibrate([torch.randn(5, F.dim(), dtype=torch.float64)], torch.randn(5, U.dim(), dtype=torch.float64))
+    net.save(tmp_path / "net.spon")
+    assert [p.name for p in tmp_path.iterdir()] == ["net.spon"]
+    again = spon.load(tmp_path / "net.spon", UnitSquareMesh(4, 4))
+    x = torch.randn(3, F.dim(), dtype=torch.float64)
+    assert again.calibrated
+    assert torch.equal(again(x), net(x))
+    again.save(tmp_path / "second.spon")
+    third = spon.load(tmp_path / "second.spon", UnitSquareMesh(4, 4))
+    assert torch.equal(third(x), net(x))
+
+
+def test_a_file_holds_encoder_options_and_component_conditions(tmp_path):
+    mesh = UnitSquareMesh(3, 3)
+    F, U = FunctionSpace(mesh, "CG", 1), VectorFunctionSpace(mesh, "CG", 2)
+    bcs = [DirichletBC(U, Constant((1.0, 2.0)), 1), DirichletBC(U.sub(1), SpatialCoordinate(mesh)[0], 2)]
+    points = np.random.default_rng(0).random((60, 2))
+    encoders = [
+        Encoder(F, source=FunctionSpace(mesh, "DG", 1), method="project"),
+        Encoder(F, points=points, smoothing=1e-3),
+        Encoder(F, grid=(9, 8), box=((0, 1), (0, 1))),
+    ]
+    net = OperatorNetwork(encoders, processor("mlp"), Decoder(U, bcs))
+    net.save(tmp_path / "net.spon")
+    again = spon.load(tmp_path / "net.spon", UnitSquareMesh(3, 3))
+    inputs = [torch.randn(2, *e.input_shape) for e in encoders]
+    assert torch.equal(again(*inputs), net(*inputs))
+
+
+@pytest.mark.parametrize("kind", ["spectral", "graph"])
+def test_another_mesh_shares_the_weights(kind, tmp_path):
+    net, F, _ = network(kind)
+    fine = UnitSquareMesh(8, 8)
+    other = net.on(fine)
+    assert list(map(id, other.parameters())) == list(map(id, net.parameters()))
+    x = SpatialCoordinate(fine)
+    fine_F = FunctionSpace(fine, "DG", 0)
+    out = other(Function(fine_F).interpolate(x[0]))
+    on = other.decoder.constrained
+    expected = Function(other.decoder.space).interpolate(sin(x[1]))
+    torch.testing.assert_close(fem.to_tensor(out)[on], fem.to_tensor(expected)[on], rtol=0, atol=1e-14)
+    net.save(tmp_path / "net.spon")
+    with pytest.raises(ValueError, match="same_mesh=False"):
+        spon.load(tmp_path / "net.spon", fine)
+    with pytest.raises(ValueError, match="vary in space"):
+        spon.load(tmp_path / "net.spon", fine, same_mesh=False)
+    moved = spon.load(
+        tmp_path / "net.spon",
+        fine,
+        bcs=lambda V: DirichletBC(V, sin(SpatialCoordinate(V.mesh())[1]), (1, 2)),
+        same_mesh=False,
+    )
+    f = Function(fine_F).interpolate(x[0] * x[1])
+    assert torch.equal(fem.to_tensor(moved(f)), fem.to_tensor(other(f)))
+
+
+def test_networks_can_be_copied():
+    net, F, _ = network("graph")
+    twin = copy.deepcopy(net.processor)
+    assert set(twin.state_dict()) == set(net.processor.state_dict())
+
+
+def saved(tmp_path, kind="mlp"):
+    net, *_ = network(kind)
+    net.save(tmp_path / "net.spon")
+    return tmp_path / "net.spon"
+
+
+def with_header(path, **changes):
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["spon"]) | changes
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, metadata={"spon": json.dumps(header)})
+    return path
+
+
+WRONG = [
+    (lambda n, F, U, p: n(), ValueError, "takes 1 inputs.*got 0"),
+    (lambda n, F, U, p: n(torch.zeros(2, 3).double()), ValueError, r"shape \(2, 3\)"),
+    (lambda n, F, U, p: n(torch.zeros(2, F.dim())), TypeError, "float32 tensor for a torch.float64 network"),
+    (lambda n, F, U, p: n(Function(U.mesh() and VectorFunctionSpace(U.mesh(), "CG", 1))), ValueError, "value shape"),
+    (lambda n, F, U, p: n(Function(F), boundary=Function(F)), ValueError, "functions of the output space"),
+    (lambda n, F, U, p: n.on(UnitSquareMesh(8, 8)), ValueError, "weights of a MLP belong to the dofs of one mesh"),
+    (lambda n, F, U, p: n.calibrate([torch.full((2, F.dim()), torch.nan)], torch.zeros(2, U.dim())), ValueError, "NaN or infinity in 2 of 2"),
+    (lambda n, F, U, p: OperatorNetwork([], n.processor, n.decoder), ValueError, "at least one encoder"),
+    (lambda n, F, U, p: OperatorNetwork(n.decoder, n.processor, n.decoder), TypeError, "Encoder"),
+    (lambda n, F, U, p: OperatorNetwork(Encoder(F), torch.nn.Linear(2, 2), n.decoder), TypeError, "expected a Processor, got Linear"),
+    (lambda n, F, U, p: OperatorNetwork(Encoder(F), processor("mlp"), n.decoder, dtype=torch.float16), TypeError, "float32 or float64, not torch.float16"),
+    (lambda n, F, U, p: spon.load(p / "none.spon", U.mesh()), FileNotFoundError, "no network file"),
+    (lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5)), ValueError, r"holds a network for DG 0 on 32 triangles.*leads to DG 0 on 50"),
+    (lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5), same_mesh=False), ValueError, "belong to the dofs of that mesh"),
+    (lambda n, F, U, p: spon.load(saved(p), UnitCubeMesh(2, 2, 2)), ValueError, "tetrahedron cells in 3D"),
+    (lambda n, F, U, p: spon.load(with_header(saved(p), format=99), U.mesh()), ValueError, "has format 99"),
+    (lambda n, F, U, p: spon.load(with_header(saved(p), processor={"name": "oracle", "config": {}}), U.mesh()), ValueError, "No processor is called 'oracle'"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG)
+def test_wrong_calls_say_what_was_given(call, error, message, tmp_path):
+    net, F, U = network()
+    with pytest.raises(error, match=message):
+        call(net, F, U, tmp_path)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "text.spon").write_text("weights")
+    with pytest.raises(ValueError, match="not a network file of spon"):
+        spon.load(tmp_path / "text.spon", UnitSquareMesh(2, 2))
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "bare.spon")
+    with pytest.raises(ValueError, match="not a network file of spon"):
+        spon.load(tmp_path / "bare.spon", UnitSquareMesh(2, 2))
