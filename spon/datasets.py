@@ -1,0 +1,506 @@
+"""Pairs of coefficient vectors, the spaces they belong to, and how they were made.
+
+A data set is one HDF5 file. Its arrays can be read without building a mesh; the mesh is rebuilt
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spon.arrays import coefficient_rows, coefficients, integers, named
+from spon.datafile import Contents, DatasetFileError, read_contents, write_contents
+from spon.fem.spaces import mesh_of, signature, to_tensor
+from spon.fem.spacestore import SpaceStore
+from spon.signature import SpaceSignature
+
+__all__ = ["Dataset", "DatasetFileError", "Failure"]
+
+
+# The arguments of Dataset, which are its attributes, too.
+_PARTS = (
+    *("inputs", "outputs", "input_signatures", "output_signatures", "boundary"),
+    *("runs", "run", "keys", "failures"),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be computed.
+
+    Attributes
+    ----------
+    index : int
+        Number of the sample in its run.
+    message : str
+        What the solver said.
+    run : int
+        Position of the run in `Dataset.runs`.
+    """
+
+    index: int
+    message: str
+    run: int = 0
+
+
+class Dataset:
+    """Samples of an operator as coefficient vectors.
+
+    Make one by `from_functions`, `from_arrays`, `load`, or `spon.generate`.
+
+    Attributes
+    ----------
+    inputs : dict of str to Tensor, each of shape (n, dim_i), float64
+        Ordered as the inputs of the network.
+    outputs : dict of str to Tensor, each of shape (n, dim), float64
+    boundary : Tensor, shape (n, dim), float64, or None
+        Essential boundary values, sample by sample.
+    input_signatures, output_signatures : dict of str to SpaceSignature
+    runs : tuple of dict
+        How the samples were made: sampler, seed, versions.
+    run : array, shape (n,), int64
+        For each sample, the position of its run in `runs`.
+    keys : array, shape (n, 2), int64
+        For each sample ``[seed, index]``, the key of its random numbers; -1 where unknown.
+    failures : tuple of Failure
+        Samples of the runs that are missing here because they could not be computed.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        input_signatures: Mapping[str, SpaceSignature],
+        output_signatures: Mapping[str, SpaceSignature],
+        boundary: Any | None = None,
+        runs: Sequence[dict[str, Any]] = ({"made_by": "user"},),
+        run: Any | None = None,
+        keys: Any | None = None,
+        failures: Sequence[Failure] = (),
+    ) -> None:
+        self.input_signatures = dict(input_signatures)
+        self.output_signatures = dict(output_signatures)
+        self.inputs = coefficients(inputs, self.input_signatures, "inputs")
+        self.outputs = coefficients(outputs, self.output_signatures, "outputs")
+        shared = self.inputs.keys() & self.outputs.keys()
+        if shared:
+            raise ValueError(f"The names {sorted(shared)} are used for an input and an output.")
+        self.boundary = None if boundary is None else coefficient_rows("boundary", boundary)
+        self._check_boundary()
+        arrays = {**self.inputs, **self.outputs}
+        if self.boundary is not None:
+            arrays["boundary"] = self.boundary
+        lengths = {name: len(x) for name, x in arrays.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"All arrays need the same number of samples, got {lengths}.")
+        n = next(iter(lengths.values()))
+        self.runs = tuple(runs)
+        self.run = integers("run", run, (n,), 0)
+        self.keys = integers("keys", keys, (n, 2), -1)
+        self.failures = tuple(failures)
+        self._spaces = SpaceStore()
+
+    def _check_boundary(self) -> None:
+        dims = {name: s.dim for name, s in self.output_signatures.items()}
+        if self.boundary is not None and self.boundary.shape[1] not in dims.values():
+            raise ValueError(
+                f"boundary has shape {tuple(self.boundary.shape)}; its rows must be coefficient "
+                f"vectors of an output: {dims}."
+            )
+
+    # ---- making
+
+    @classmethod
+    def from_functions(
+        cls,
+        inputs: Mapping[str, Sequence[Any]],
+        outputs: Mapping[str, Sequence[Any]],
+        boundary: Sequence[Any] | None = None,
+    ) -> Dataset:
+        """Collect the coefficients of Firedrake Functions.
+
+        Parameters
+        ----------
+        inputs, outputs : mapping of str to sequence of Function
+            All sequences equally long; the functions of a sequence live in one space.
+        boundary : sequence of Function, optional
+            Essential boundary values in the space of an output.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is no Function, or lengths or spaces differ.
+        """
+        fields = {**named(inputs, "inputs"), **named(outputs, "outputs")}
+        arrays, spaces = {}, {}
+        for name, functions in fields.items():
+            functions = list(functions) if isinstance(functions, Sequence) else functions
+            try:
+                arrays[name] = to_tensor(functions)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name!r}: {error}") from error
+            if arrays[name].ndim != 2:
+                raise TypeError(f"{name!r}: expected a list of Functions, got one Function.")
+            spaces[name] = functions[0].function_space()
+        return cls.from_arrays(
+            {k: arrays[k] for k in inputs},
+            {k: arrays[k] for k in outputs},
+            spaces,
+            None if boundary is None else to_tensor(list(boundary)),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        spaces: Mapping[str, Any],
+        boundary: Any | None = None,
+        **made: Any,
+    ) -> Dataset:
+        """Collect coefficient vectors.
+
+        Parameters
+        ----------
+        inputs, outputs : mapping of str to array, each of shape (n, dim)
+            Rows are coefficient vectors in the dof order of the space.
+        spaces : mapping of str to FunctionSpace or SpaceSignature
+            For every input and output. Only FunctionSpaces bring a mesh along.
+        boundary : array, shape (n, dim), optional
+        **made
+            `runs`, `run`, `keys`, `failures` of the constructor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If shapes, lengths or names do not fit, or a coefficient is not finite.
+        """
+        names = [*named(inputs, "inputs"), *named(outputs, "outputs")]
+        missing = [name for name in names if name not in spaces]
+        if missing:
+            raise ValueError(f"spaces lacks {missing}: give the function space of each array.")
+        known = {
+            name: spaces[name]
+            if isinstance(spaces[name], SpaceSignature)
+            else signature(spaces[name])
+            for name in names
+        }
+        data = cls(
+            inputs,
+            outputs,
+            {name: known[name] for name in inputs},
+            {name: known[name] for name in outputs},
+            boundary,
+            **made,
+        )
+        data._spaces = SpaceStore(
+            {k: spaces[k] for k in names if not isinstance(spaces[k], SpaceSignature)}
+        )
+        return data
+
+    @staticmethod
+    def concatenate(datasets: Sequence[Dataset]) -> Dataset:
+        """Put data sets over the same spaces one after the other.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or names, order or spaces differ, or only some have boundary data.
+        """
+        datasets = list(datasets)
+        if not datasets:
+            raise ValueError("There is no data set to concatenate.")
+        first = datasets[0]
+        for position, other in enumerate(datasets[1:], start=1):
+            _require_alike(first, other, position)
+        starts = np.cumsum([0] + [len(d.runs) for d in datasets])
+        shifted = list(zip(datasets, starts.tolist(), strict=False))
+        return first._with(
+            inputs={k: torch.cat([d.inputs[k] for d in datasets]) for k in first.inputs},
+            outputs={k: torch.cat([d.outputs[k] for d in datasets]) for k in first.outputs},
+            boundary=None
+            if first.boundary is None
+            else torch.cat([d.boundary for d in datasets if d.boundary is not None]),
+            runs=[run for d in datasets for run in d.runs],
+            run=np.concatenate([d.run + start for d, start in shifted]),
+            keys=np.concatenate([d.keys for d in datasets]),
+            failures=[replace(f, run=f.run + start) for d, start in shifted for f in d.failures],
+        )
+
+    # ---- parts
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def __repr__(self) -> str:
+        fields = [f"{k}: {s.describe()}" for k, s in self.signatures.items()]
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"Dataset({len(self)} samples{failed}; " + "; ".join(fields) + ")"
+
+    def __getitem__(self, indices: Any) -> Dataset:
+        """Select samples: an integer, a slice, a list or array of integers, or a mask.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        IndexError
+            If a sample does not exist.
+        """
+        if isinstance(indices, Tensor):
+            indices = indices.cpu().numpy()
+        chosen = np.atleast_1d(np.arange(len(self))[indices])
+        return self._with(
+            inputs={k: x[chosen] for k, x in self.inputs.items()},
+            outputs={k: x[chosen] for k, x in self.outputs.items()},
+            boundary=None if self.boundary is None else self.boundary[chosen],
+            run=self.run[chosen],
+            keys=self.keys[chosen],
+        )
+
+    def _with(self, **changes: Any) -> Dataset:
+        same = {name: getattr(self, name) for name in _PARTS}
+        changed = Dataset(**(same | changes))
+        # The store itself: a space that was built once serves all parts.
+        changed._spaces = self._spaces
+        return changed
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return (self[i] for i in range(len(self)))
+
+    def split(self, fractions: Sequence[float], seed: int = 0) -> tuple[Dataset, ...]:
+        """Divide the samples at random.
+
+        Parameters
+        ----------
+        fractions : sequence of float
+            Share of each part; together at most 1, for example ``(0.8, 0.1, 0.1)``.
+        seed : int, optional
+            The same seed gives the same parts.
+
+        Returns
+        -------
+        tuple of Dataset, as many as `fractions`, without common samples
+
+        Raises
+        ------
+        ValueError
+            If a share is not positive, they exceed 1, or a part would have no sample.
+        """
+        shares = np.asarray(list(fractions), dtype=float)
+        if shares.size == 0 or (shares <= 0).any() or shares.sum() > 1 + 1e-9:
+            raise ValueError(
+                f"fractions must be positive and sum to at most 1, got {list(fractions)}."
+            )
+        ends = np.rint(np.cumsum(shares) * len(self)).astype(int)
+        sizes = np.diff(ends, prepend=0)
+        if (sizes == 0).any():
+            raise ValueError(
+                f"{len(self)} samples cannot be divided by {list(fractions)}: the parts would have "
+                f"{sizes.tolist()} samples."
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        return tuple(self[order[end - size : end]] for end, size in zip(ends, sizes, strict=True))
+
+    # ---- use
+
+    @property
+    def signatures(self) -> dict[str, SpaceSignature]:
+        """Signatures of all inputs and outputs by name."""
+        return self.input_signatures | self.output_signatures
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float64
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+        """The arrays that training needs.
+
+        Returns
+        -------
+        inputs : tuple of Tensor, each of shape (n, dim_i)
+        output : Tensor, shape (n, dim)
+        boundary : Tensor, shape (n, dim), or None
+
+        Raises
+        ------
+        ValueError
+            If there is more than one output.
+        """
+        if len(self.outputs) != 1:
+            raise ValueError(
+                f"A network has one output, this data set has {list(self.outputs)}. Choose one "
+                "with .select(outputs=[...]), or make the output a function of a mixed space."
+            )
+        output = next(iter(self.outputs.values()))
+        boundary = None if self.boundary is None else self.boundary.to(dtype)
+        return tuple(x.to(dtype) for x in self.inputs.values()), output.to(dtype), boundary
+
+    def select(
+        self, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+    ) -> Dataset:
+        """Keep some of the fields, in the order given; all of them where None is given.
+
+        Raises
+        ------
+        KeyError
+            If there is no such field.
+        """
+        ins = list(self.inputs if inputs is None else inputs)
+        outs = list(self.outputs if outputs is None else outputs)
+        for name, have in [(k, self.inputs) for k in ins] + [(k, self.outputs) for k in outs]:
+            if name not in have:
+                raise KeyError(f"There is no field {name!r} here, only {list(have)}.")
+        dims = {self.output_signatures[k].dim for k in outs}
+        keep = self.boundary is not None and self.boundary.shape[1] in dims
+        return self._with(
+            inputs={k: self.inputs[k] for k in ins},
+            outputs={k: self.outputs[k] for k in outs},
+            input_signatures={k: self.input_signatures[k] for k in ins},
+            output_signatures={k: self.output_signatures[k] for k in outs},
+            boundary=self.boundary if keep else None,
+        )
+
+    # ---- meshes
+
+    def space(self, name: str | None = None) -> Any:
+        """The function space of an input or output, rebuilt from the file where needed.
+
+        Parameters
+        ----------
+        name : str, optional
+            The first output by default.
+
+        Returns
+        -------
+        FunctionSpace
+            Its dofs are numbered as the arrays are.
+
+        Raises
+        ------
+        KeyError
+            If there is no such field.
+        FileNotFoundError, spon.fem.meshfile.MeshFileError
+            If the mesh cannot be read, or would number the dofs differently.
+        RuntimeError
+            If the data set was made without a mesh.
+        """
+        name = next(iter(self.outputs)) if name is None else name
+        return self._spaces.get(self._known(name), self.signatures[name])
+
+    def mesh(self, name: str | None = None) -> Any:
+        """The mesh of an input or output (the first output by default); raises as `space`."""
+        return mesh_of(self.space(name))
+
+    def attach(self, spaces: Mapping[str, Any]) -> Dataset:
+        """Use these function spaces, and their meshes, instead of those in the file.
+
+        Parameters
+        ----------
+        spaces : mapping of str to FunctionSpace
+            For some or all inputs and outputs.
+
+        Returns
+        -------
+        Dataset
+            This one.
+
+        Raises
+        ------
+        KeyError
+            If there is no such field.
+        ValueError
+            If a space is not the one that the data belong to.
+        """
+        for name, V in spaces.items():
+            found, wanted = signature(V), self.signatures[self._known(name)]
+            if found != wanted:
+                raise ValueError(
+                    f"The space for {name!r} is {found.describe()}, the data belong to "
+                    f"{wanted.describe()}."
+                )
+        self._spaces = self._spaces.with_live(spaces)
+        return self
+
+    def _known(self, name: str) -> str:
+        if name not in self.signatures:
+            raise KeyError(f"There is no field {name!r} here, only {list(self.signatures)}.")
+        return name
+
+    # ---- files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one HDF5 file, in one step: never a part of it.
+
+        Raises
+        ------
+        spon.fem.meshfile.MeshFileError
+            If Firedrake cannot store the mesh.
+        """
+        write_contents(
+            path,
+            Contents(
+                inputs={k: x.numpy() for k, x in self.inputs.items()},
+                outputs={k: x.numpy() for k, x in self.outputs.items()},
+                boundary=None if self.boundary is None else self.boundary.numpy(),
+                signatures=self.signatures,
+                runs=list(self.runs),
+                run=self.run,
+                keys=self.keys,
+                failures=[asdict(failure) for failure in self.failures],
+            ),
+            self._spaces,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Dataset:
+        """Read a file that `save` or `spon.generate` wrote. No mesh is built.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        DatasetFileError
+            If the file is no data set, is damaged, or comes from a version that this one cannot
+            read.
+        """
+        contents = read_contents(path)
+        try:
+            data = cls(
+                contents.inputs,
+                contents.outputs,
+                {k: contents.signatures[k] for k in contents.inputs},
+                {k: contents.signatures[k] for k in contents.outputs},
+                contents.boundary,
+                contents.runs,
+                contents.run,
+                contents.keys,
+                [Failure(**failure) for failure in contents.failures],
+            )
+        except (TypeError, ValueError, KeyError) as error:
+            raise DatasetFileError(f"{os.fspath(path)!r} is damaged: {error}") from error
+        data._spaces = SpaceStore({}, contents.links, Path(path).resolve())
+        return data
+
+
+def _require_alike(first: Dataset, other: Dataset, position: int) -> None:
+    for what in ("inputs", "outputs"):
+        a, b = list(getattr(first, what)), list(getattr(other, what))
+        if a != b:
+            raise ValueError(f"Data set {position} has the {what} {b}, the first one has {a}.")
+    for name, sig in first.signatures.items():
+        if other.signatures[name] != sig:
+            raise ValueError(
+                f"{name!r} of data set {position} belongs to {other.signatures[name].describe()}, "
+                f"that of the first one to {sig.describe()}."
+            )
+    if (first.boundary is None) != (other.boundary is None):
+        raise ValueError("Some of the data sets have boundary data and some have not.")
