@@ -75,7 +75,9 @@ def cases(n, dtype):
         return torch.cat(out)
 
     # Both sides give the same numbers, or the comparison means nothing.
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    )
     torch.testing.assert_close(encoder(x), stacked(peer_encode, x).to(dtype), **tolerance)
     torch.testing.assert_close(decoder(x), peer_decode(), **tolerance)
     torch.testing.assert_close(to_dg.batch(x), stacked(peer_to_dg, x).to(dtype), **tolerance)
@@ -121,10 +123,16 @@ def main():
                 repeats = 3 if options.quick or dofs > 50_000 else 7
                 times = median_times(ours, peer, repeats)
                 results.append(
-                    {"operation": name, "dofs": dofs, "dtype": str(dtype)[6:], "batch": BATCH, **times}
+                    {
+                        "operation": name,
+                        "dofs": dofs,
+                        "dtype": str(dtype)[6:],
+                        "batch": BATCH,
+                        **times,
+                    }
                 )
                 print(
-                    f"{dofs:7d} dofs  {str(dtype)[6:]}  {name:34s} ours {times['ours_ms']:9.3f} ms  "
+                    f"{dofs:6d} dofs {str(dtype)[6:]} {name:34s} spon {times['ours_ms']:9.3f} ms  "
                     f"Firedrake {times['peer_ms']:9.1f} ms  ratio {times['ratio']:7.1f}",
                     flush=True,
                 )

@@ -86,7 +86,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, results: Any, settings: dict[str, Any], output: Path | None, quick: bool) -> Path:
+def write(
+    name: str, results: Any, settings: dict[str, Any], output: Path | None, quick: bool
+) -> Path:
     """Write the JSON of a benchmark under a temporary name and rename it.
 
     Quick runs go beside the real ones under another name, so that they never replace them.
@@ -112,4 +114,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "unknown")
+    return next(
+        (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "unknown"
+    )

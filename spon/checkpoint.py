@@ -37,18 +37,16 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
         Written under a temporary name in the same folder and renamed.
     """
     path = Path(path)
-    tensors = {
-        _WEIGHTS + k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()
-    }
+    tensors = {_WEIGHTS + k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     tensors[_DATA + "boundary"] = net.decoder._exact_values
-    for i, encoder in enumerate(net.encoders):
+    for i, encoder in enumerate(net._encoders):
         if encoder.points is not None:
             tensors[f"{_DATA}encoder.{i}.points"] = torch.from_numpy(encoder.points)
     header = {
         "format": _FORMAT,
         "dtype": str(net.dtype).removeprefix("torch."),
         "processor": {"name": net.processor.name, "config": net.processor.config()},
-        "encoders": [_encoder_to_json(e) for e in net.encoders],
+        "encoders": [_encoder_to_json(e) for e in net._encoders],
         "decoder": {
             "signature": net.decoder.signature.to_json(),
             "bcs": [bc_to_json(bc) for bc in net.decoder.bcs],
@@ -103,8 +101,10 @@ def load(
     saved = SpaceSignature.from_json(header["decoder"]["signature"])
     _check_cells(saved, mesh)
     U = fem.space_from_element(mesh, saved.element)
-    pairs = [(SpaceSignature.from_json(d["signature"]), e.signature)
-             for d, e in zip(header["encoders"], encoders, strict=True)]
+    pairs = [
+        (SpaceSignature.from_json(d["signature"]), e.signature)
+        for d, e in zip(header["encoders"], encoders, strict=True)
+    ]
     pairs.append((saved, fem.signature(U)))
     same = all(a == b for a, b in pairs)
     processor = create(header["processor"]["name"], header["processor"]["config"])

@@ -53,6 +53,8 @@ class Encoder(nn.Module):
         If the mesh is distributed over several processes.
     """
 
+    _pixels: Tensor
+
     def __init__(
         self,
         V: Any,
@@ -68,11 +70,19 @@ class Encoder(nn.Module):
         fem.require_primal_space(V, "An Encoder")
         if method not in _METHODS:
             raise ValueError(f"The method is one of {_METHODS}, got {method!r}.")
-        given = [name for name, x in (("source", source), ("points", points), ("grid", grid)) if x is not None]
+        given = [
+            name
+            for name, x in (("source", source), ("points", points), ("grid", grid))
+            if x is not None
+        ]
         if len(given) > 1:
-            raise ValueError(f"Give at most one of source, points and grid, got {' and '.join(given)}.")
+            raise ValueError(
+                f"Give at most one of source, points and grid, got {' and '.join(given)}."
+            )
         if (grid is None) != (box is None):
-            raise ValueError("An image needs both grid (pixels along each axis) and box (its ends).")
+            raise ValueError(
+                "An image needs both grid (pixels along each axis) and box (its ends)."
+            )
         if smoothing and points is None and grid is None:
             raise ValueError("Smoothing belongs to data at points or on a grid.")
         self.space, self.source, self.method = V, source, method
@@ -94,7 +104,9 @@ class Encoder(nn.Module):
         if self.grid is not None:
             centres = grid_points(self.grid, self.box)
             inside = points_inside(fem.mesh_of(self.space), centres)
-            self.register_buffer("_pixels", torch.from_numpy(np.flatnonzero(inside)), persistent=False)
+            self.register_buffer(
+                "_pixels", torch.from_numpy(np.flatnonzero(inside)), persistent=False
+            )
             points = centres[inside]
         return None if points is None else LeastSquares(self.space, points, self.smoothing)
 

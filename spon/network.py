@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
 from spon.normalisation import Normaliser
-from spon.processors import Field, Processor
+from spon.processors import Field, Geometry, Processor
 
 __all__ = ["OperatorNetwork"]
 
@@ -49,6 +49,11 @@ class OperatorNetwork(nn.Module):
     Learning*, section 3.
     """
 
+    processor: Processor
+    decoder: Decoder
+    geometry: Geometry
+    output_norm: Normaliser
+
     def __init__(
         self,
         encoder: Encoder | Sequence[Encoder],
@@ -77,6 +82,14 @@ class OperatorNetwork(nn.Module):
         sizes, centred = _blocks(decoder.space)
         self.output_norm = Normaliser(sizes, [c and not decoder.bcs for c in centred])
         self.to(dtype)
+
+    @property
+    def _encoders(self) -> list[Encoder]:
+        return cast("list[Encoder]", list(self.encoders))
+
+    @property
+    def _norms(self) -> list[Normaliser]:
+        return cast("list[Normaliser]", list(self.input_norms))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +122,7 @@ class OperatorNetwork(nn.Module):
         """
         self._check_count(inputs)
         with torch.no_grad():
-            for encoder, norm, x in zip(self.encoders, self.input_norms, inputs, strict=True):
+            for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True):
                 norm.fit(encoder(x.to(self.device, self.dtype)))
             self.output_norm.fit(output.to(self.device, self.dtype))
 
@@ -147,7 +160,7 @@ class OperatorNetwork(nn.Module):
         with torch.no_grad():
             encoded = [
                 e.encode(x, self.dtype).to(self.device)
-                for e, x in zip(self.encoders, inputs, strict=True)
+                for e, x in zip(self._encoders, inputs, strict=True)
             ]
             values = None if boundary is None else self._functions_to_boundary(boundary)
             single = fem.is_function(inputs[0])
@@ -161,13 +174,13 @@ class OperatorNetwork(nn.Module):
                     f"Got a {x.dtype} tensor for a {self.dtype} network: convert the data or the "
                     "network with .to(dtype)."
                 )
-        return self._run([e(x) for e, x in zip(self.encoders, inputs, strict=True)])
+        return self._run([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
 
     def _run(self, encoded: Sequence[Tensor]) -> Tensor:
         batches = {len(x) for x in encoded}
         if len(batches) > 1:
             raise ValueError(f"The inputs have different batch sizes: {sorted(batches)}.")
-        scaled = [n(x).T for n, x in zip(self.input_norms, encoded, strict=True)]
+        scaled = [n(x).T for n, x in zip(self._norms, encoded, strict=True)]
         return self.output_norm.inverse(self.processor(scaled, self.geometry).T)
 
     def _functions_to_boundary(self, boundary: Any) -> Tensor:
@@ -208,7 +221,7 @@ class OperatorNetwork(nn.Module):
                 f"The network has {len(self.encoders)} inputs, the dataset {len(given)}: "
                 f"{[name for name, _ in given]}."
             )
-        for (name, found), encoder in zip(given, self.encoders, strict=True):
+        for (name, found), encoder in zip(given, self._encoders, strict=True):
             wanted = encoder.data_signature
             if wanted is not None and found is not None and found != wanted:
                 raise ValueError(_mismatch(f"input {name!r}", found, wanted))
@@ -244,12 +257,12 @@ class OperatorNetwork(nn.Module):
                 f"({self.decoder.signature.describe()}) and mean nothing on another: train a "
                 "Spectral or Graph processor to change the mesh."
             )
-        encoders = [e.on(mesh) for e in self.encoders]
+        encoders = [e.on(mesh) for e in self._encoders]
         return self._moved(encoders, self.decoder.on(mesh))
 
     def _moved(self, encoders: Sequence[Encoder], decoder: Decoder) -> OperatorNetwork:
         other = OperatorNetwork(encoders, self.processor, decoder, self.dtype)
-        for mine, theirs in zip(self.input_norms, other.input_norms, strict=True):
+        for mine, theirs in zip(self._norms, other._norms, strict=True):
             theirs.load_state_dict(mine.state_dict())
         other.output_norm.load_state_dict(self.output_norm.state_dict())
         return other

@@ -84,7 +84,7 @@ class SparseMap(nn.Module):
         return self._arrays("forward")[2].device
 
     @property
-    def T(self) -> SparseMap:  # noqa: N802 - the name that numpy and torch use
+    def T(self) -> SparseMap:
         """The transpose. It shares its storage with this map."""
         transpose = SparseMap.__new__(SparseMap)
         nn.Module.__init__(transpose)
@@ -228,7 +228,7 @@ class _Pair:
         self.shape, self.forward, self.transpose = shape, forward, transpose
 
     @property
-    def T(self) -> _Pair:  # noqa: N802
+    def T(self) -> _Pair:
         return _Pair(self.shape[::-1], self.transpose, self.forward)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -245,7 +245,7 @@ class _Factor:
         self.lu, self.side = lu, side
 
     @property
-    def T(self) -> _Factor:  # noqa: N802
+    def T(self) -> _Factor:
         return _Factor(self.lu, "T" if self.side == "N" else "N")
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -309,7 +309,8 @@ def _csr_arrays(csr: sp.csr_matrix, dtype: torch.dtype) -> tuple[Tensor, Tensor,
 
 
 def _wrap(arrays: Sequence[Tensor], shape: tuple[int, int]) -> Tensor:
-    return torch.sparse_csr_tensor(*arrays, size=shape, check_invariants=False)
+    rows, cols, values = arrays
+    return torch.sparse_csr_tensor(rows, cols, values, size=shape, check_invariants=False)
 
 
 def _silence_beta_warning() -> None:

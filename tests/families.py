@@ -63,7 +63,9 @@ def mesh_of_cells(cell: str, n: int = 3) -> Mesh:
         mesh = BoxMesh(2, 2, 1, 1.0, 0.8, 0.6, hexahedral=cell == "hexahedron")
     x = SpatialCoordinate(mesh)
     bent = [xi + 0.05 * xi * x[(i + 1) % len(x)] for i, xi in enumerate(x)]
-    mesh.coordinates.assign(Function(mesh.coordinates.function_space()).interpolate(as_vector(bent)))
+    mesh.coordinates.assign(
+        Function(mesh.coordinates.function_space()).interpolate(as_vector(bent))
+    )
     return mesh
 
 

@@ -30,7 +30,9 @@ def boundary_condition(V, tag="on_boundary"):
         if part.ufl_element().family() in ("Discontinuous Lagrange", "DQ"):
             continue
         shape = part.value_shape
-        value = sin(3 * x[0]) if not shape else as_vector([sin(3 * x[i]) + i for i in range(shape[0])])
+        value = (
+            sin(3 * x[0]) if not shape else as_vector([sin(3 * x[i]) + i for i in range(shape[0])])
+        )
         bcs.append(DirichletBC(part, value, tag))
     return bcs
 
@@ -69,7 +71,9 @@ def test_projection_is_exact_on_the_space(cell, family, degree):
     shape = V.value_shape
     mesh = fem.mesh_of(V)
     # H(div) and H(curl) elements of degree k contain no full polynomials but all constants.
-    source = VectorFunctionSpace(mesh, "DG", 0, dim=shape[0]) if shape else FunctionSpace(mesh, "DG", 0)
+    source = (
+        VectorFunctionSpace(mesh, "DG", 0, dim=shape[0]) if shape else FunctionSpace(mesh, "DG", 0)
+    )
     g = Function(source).assign(Constant([1.5] * shape[0]) if shape else 1.5)
     got = Encoder(V, source=source, method="project").encode(g)
     expected = project(g, V, solver_parameters={"ksp_rtol": 1e-14})
@@ -98,7 +102,10 @@ def test_projection_from_another_mesh_reproduces_what_both_hold():
     torch.testing.assert_close(got[0], fem.to_tensor(quadratic(V)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("cell", "family", "degree"), [p for p in FAMILIES if p.values[1] in ("CG", "Q", "vector CG", "RT")])
+@pytest.mark.parametrize(
+    ("cell", "family", "degree"),
+    [p for p in FAMILIES if p.values[1] in ("CG", "Q", "vector CG", "RT")],
+)
 def test_points_that_determine_a_function_give_it_back(cell, family, degree):
     V = space(cell, family, degree)
     mesh = fem.mesh_of(V)
@@ -200,7 +207,11 @@ def wrong_calls():
     yield lambda V: Encoder(V, smoothing=1.0), ValueError, "Smoothing belongs to data at points"
     yield lambda V: Encoder(V, points=[[0.1, 0.1]], smoothing=-1), ValueError, ">= 0, got -1"
     yield lambda V: Encoder(V, points=[[0.1, 0.1]] * 50), ValueError, "50 points do not determine"
-    yield lambda V: Encoder(V)(torch.zeros(2, 3)), ValueError, r"shape \(2, 3\) for an encoder into CG 1"
+    yield (
+        lambda V: Encoder(V)(torch.zeros(2, 3)),
+        ValueError,
+        r"shape \(2, 3\) for an encoder into CG 1",
+    )
     yield (
         lambda V: Encoder(V).encode(Function(VectorFunctionSpace(V.mesh(), "CG", 1))),
         ValueError,

@@ -54,7 +54,11 @@ def test_interpolation_acts_like_firedrake_and_so_does_its_adjoint(cell, family,
         source = random_function(V)
     else:
         mesh, shape = V.mesh(), V.value_shape
-        W = VectorFunctionSpace(mesh, "DG", 1, dim=shape[0]) if shape else FunctionSpace(mesh, "DG", 1)
+        W = (
+            VectorFunctionSpace(mesh, "DG", 1, dim=shape[0])
+            if shape
+            else FunctionSpace(mesh, "DG", 1)
+        )
         source = random_function(V)
     a = fem.sparse_map(interpolate(TrialFunction(V), W))
     expected = assemble(interpolate(source, W))
@@ -99,7 +103,9 @@ def derivative_cases():
     yield "vertex-only mesh", V, lambda u: u, FunctionSpace(cloud, "DG", 0)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c[0].replace(" ", "_")) for c in derivative_cases()])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c[0].replace(" ", "_")) for c in derivative_cases()]
+)
 def test_interpolated_expressions(case):
     _, V, expression, W = case
     f = random_function(V)
@@ -126,7 +132,11 @@ def test_forms_of_every_kind_of_integral(case):
 
 
 def test_values_at_points_keep_the_order_of_the_points():
-    for V in (space("triangle", "CG", 2), space("triangle", "RT", 2), space("tetrahedron", "CG", 2)):
+    for V in (
+        space("triangle", "CG", 2),
+        space("triangle", "RT", 2),
+        space("tetrahedron", "CG", 2),
+    ):
         d = fem.mesh_of(V).geometric_dimension
         points = np.random.default_rng(0).uniform(0.05, 0.5, (30, d))
         f = random_function(V)
@@ -150,7 +160,9 @@ def test_the_cache_knows_mesh_motion_and_coefficient_values():
     assert fem.sparse_map(form).to_scipy().sum() == pytest.approx(24.0)
     other = FunctionSpace(UnitSquareMesh(2, 2), "CG", 1)
     b = Function(other).assign(5.0)
-    assert fem.sparse_map(c * b * TrialFunction(other) * TestFunction(other) * dx).to_scipy().sum() == pytest.approx(15.0)
+    assert fem.sparse_map(
+        c * b * TrialFunction(other) * TestFunction(other) * dx
+    ).to_scipy().sum() == pytest.approx(15.0)
 
 
 def test_round_off_entries_are_dropped_and_small_ones_kept():
@@ -179,7 +191,9 @@ def test_assembled_matrices_with_conditions_are_taken_as_they_are():
         (lambda V: fem.sparse_map(3), TypeError, "UFL form with two arguments.*got int"),
         (lambda V: fem.sparse_map(TestFunction(V) * dx), TypeError, "this one has 1"),
         (
-            lambda V: fem.sparse_map(TrialFunction(FunctionSpace(V.mesh(), "R", 0)) * TestFunction(V) * dx),
+            lambda V: fem.sparse_map(
+                TrialFunction(FunctionSpace(V.mesh(), "R", 0)) * TestFunction(V) * dx
+            ),
             NotImplementedError,
             "no sparse storage",
         ),

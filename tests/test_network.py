@@ -19,10 +19,10 @@ from firedrake import (
     VectorFunctionSpace,
     sin,
 )
+from test_encoders_decoders import boundary_condition
 
 import spon
 from spon import Decoder, Encoder, OperatorNetwork, fem, processors
-from test_encoders_decoders import boundary_condition
 
 
 def processor(kind):
@@ -115,7 +115,11 @@ def test_gradients_of_the_whole_network_by_central_differences(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_inputs_of_several_spaces(kind):
     mesh = UnitSquareMesh(3, 3)
-    spaces = [FunctionSpace(mesh, "DG", 0), VectorFunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "RT", 1)]
+    spaces = [
+        FunctionSpace(mesh, "DG", 0),
+        VectorFunctionSpace(mesh, "CG", 1),
+        FunctionSpace(mesh, "RT", 1),
+    ]
     U = FunctionSpace(mesh, "CG", 1)
     net = OperatorNetwork([Encoder(V) for V in spaces], processor(kind), Decoder(U))
     out = net(*[random_function(V) for V in spaces])
@@ -139,7 +143,10 @@ def test_boundary_data_for_each_sample_as_functions_and_tensors():
 
 def test_calibration_undoes_units():
     net, F, U = network("spectral")
-    x, y = torch.randn(20, F.dim(), dtype=torch.float64), torch.randn(20, U.dim(), dtype=torch.float64)
+    x, y = (
+        torch.randn(20, F.dim(), dtype=torch.float64),
+        torch.randn(20, U.dim(), dtype=torch.float64),
+    )
     x, y = 3e6 + 1e5 * x, 1e-9 * y
     assert not net.calibrated
     net.calibrate([x], y)
@@ -154,7 +161,9 @@ def test_calibration_undoes_units():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_gives_the_same_network_back(kind, tmp_path):
     net, F, U = network(kind)
-    net.calibrate([torch.randn(5, F.dim(), dtype=torch.float64)], torch.randn(5, U.dim(), dtype=torch.float64))
+    net.calibrate(
+        [torch.randn(5, F.dim(), dtype=torch.float64)], torch.randn(5, U.dim(), dtype=torch.float64)
+    )
     net.save(tmp_path / "net.spon")
     assert [p.name for p in tmp_path.iterdir()] == ["net.spon"]
     again = spon.load(tmp_path / "net.spon", UnitSquareMesh(4, 4))
@@ -169,7 +178,10 @@ def test_a_file_gives_the_same_network_back(kind, tmp_path):
 def test_a_file_holds_encoder_options_and_component_conditions(tmp_path):
     mesh = UnitSquareMesh(3, 3)
     F, U = FunctionSpace(mesh, "CG", 1), VectorFunctionSpace(mesh, "CG", 2)
-    bcs = [DirichletBC(U, Constant((1.0, 2.0)), 1), DirichletBC(U.sub(1), SpatialCoordinate(mesh)[0], 2)]
+    bcs = [
+        DirichletBC(U, Constant((1.0, 2.0)), 1),
+        DirichletBC(U.sub(1), SpatialCoordinate(mesh)[0], 2),
+    ]
     points = np.random.default_rng(0).random((60, 2))
     encoders = [
         Encoder(F, source=FunctionSpace(mesh, "DG", 1), method="project"),
@@ -185,7 +197,7 @@ def test_a_file_holds_encoder_options_and_component_conditions(tmp_path):
 
 @pytest.mark.parametrize("kind", ["spectral", "graph"])
 def test_another_mesh_shares_the_weights(kind, tmp_path):
-    net, F, _ = network(kind)
+    net, *_ = network(kind)
     fine = UnitSquareMesh(8, 8)
     other = net.on(fine)
     assert list(map(id, other.parameters())) == list(map(id, net.parameters()))
@@ -194,7 +206,9 @@ def test_another_mesh_shares_the_weights(kind, tmp_path):
     out = other(Function(fine_F).interpolate(x[0]))
     on = other.decoder.constrained
     expected = Function(other.decoder.space).interpolate(sin(x[1]))
-    torch.testing.assert_close(fem.to_tensor(out)[on], fem.to_tensor(expected)[on], rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        fem.to_tensor(out)[on], fem.to_tensor(expected)[on], rtol=0, atol=1e-14
+    )
     net.save(tmp_path / "net.spon")
     with pytest.raises(ValueError, match="same_mesh=False"):
         spon.load(tmp_path / "net.spon", fine)
@@ -211,7 +225,7 @@ def test_another_mesh_shares_the_weights(kind, tmp_path):
 
 
 def test_networks_can_be_copied():
-    net, F, _ = network("graph")
+    net, *_ = network("graph")
     twin = copy.deepcopy(net.processor)
     assert set(twin.state_dict()) == set(net.processor.state_dict())
 
@@ -233,21 +247,79 @@ def with_header(path, **changes):
 WRONG = [
     (lambda n, F, U, p: n(), ValueError, "takes 1 inputs.*got 0"),
     (lambda n, F, U, p: n(torch.zeros(2, 3).double()), ValueError, r"shape \(2, 3\)"),
-    (lambda n, F, U, p: n(torch.zeros(2, F.dim())), TypeError, "float32 tensor for a torch.float64 network"),
-    (lambda n, F, U, p: n(Function(U.mesh() and VectorFunctionSpace(U.mesh(), "CG", 1))), ValueError, "value shape"),
-    (lambda n, F, U, p: n(Function(F), boundary=Function(F)), ValueError, "functions of the output space"),
-    (lambda n, F, U, p: n.on(UnitSquareMesh(8, 8)), ValueError, "weights of a MLP belong to the dofs of one mesh"),
-    (lambda n, F, U, p: n.calibrate([torch.full((2, F.dim()), torch.nan)], torch.zeros(2, U.dim())), ValueError, "NaN or infinity in 2 of 2"),
-    (lambda n, F, U, p: OperatorNetwork([], n.processor, n.decoder), ValueError, "at least one encoder"),
+    (
+        lambda n, F, U, p: n(torch.zeros(2, F.dim())),
+        TypeError,
+        "float32 tensor for a torch.float64 network",
+    ),
+    (
+        lambda n, F, U, p: n(Function(U.mesh() and VectorFunctionSpace(U.mesh(), "CG", 1))),
+        ValueError,
+        "value shape",
+    ),
+    (
+        lambda n, F, U, p: n(Function(F), boundary=Function(F)),
+        ValueError,
+        "functions of the output space",
+    ),
+    (
+        lambda n, F, U, p: n.on(UnitSquareMesh(8, 8)),
+        ValueError,
+        "weights of a MLP belong to the dofs of one mesh",
+    ),
+    (
+        lambda n, F, U, p: n.calibrate(
+            [torch.full((2, F.dim()), torch.nan)], torch.zeros(2, U.dim())
+        ),
+        ValueError,
+        "NaN or infinity in 2 of 2",
+    ),
+    (
+        lambda n, F, U, p: OperatorNetwork([], n.processor, n.decoder),
+        ValueError,
+        "at least one encoder",
+    ),
     (lambda n, F, U, p: OperatorNetwork(n.decoder, n.processor, n.decoder), TypeError, "Encoder"),
-    (lambda n, F, U, p: OperatorNetwork(Encoder(F), torch.nn.Linear(2, 2), n.decoder), TypeError, "expected a Processor, got Linear"),
-    (lambda n, F, U, p: OperatorNetwork(Encoder(F), processor("mlp"), n.decoder, dtype=torch.float16), TypeError, "float32 or float64, not torch.float16"),
+    (
+        lambda n, F, U, p: OperatorNetwork(Encoder(F), torch.nn.Linear(2, 2), n.decoder),
+        TypeError,
+        "expected a Processor, got Linear",
+    ),
+    (
+        lambda n, F, U, p: OperatorNetwork(
+            Encoder(F), processor("mlp"), n.decoder, dtype=torch.float16
+        ),
+        TypeError,
+        "float32 or float64, not torch.float16",
+    ),
     (lambda n, F, U, p: spon.load(p / "none.spon", U.mesh()), FileNotFoundError, "no network file"),
-    (lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5)), ValueError, r"holds a network for DG 0 on 32 triangles.*leads to DG 0 on 50"),
-    (lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5), same_mesh=False), ValueError, "belong to the dofs of that mesh"),
-    (lambda n, F, U, p: spon.load(saved(p), UnitCubeMesh(2, 2, 2)), ValueError, "tetrahedron cells in 3D"),
-    (lambda n, F, U, p: spon.load(with_header(saved(p), format=99), U.mesh()), ValueError, "has format 99"),
-    (lambda n, F, U, p: spon.load(with_header(saved(p), processor={"name": "oracle", "config": {}}), U.mesh()), ValueError, "No processor is called 'oracle'"),
+    (
+        lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5)),
+        ValueError,
+        r"holds a network for DG 0 on 32 triangles.*leads to DG 0 on 50",
+    ),
+    (
+        lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5), same_mesh=False),
+        ValueError,
+        "belong to the dofs of that mesh",
+    ),
+    (
+        lambda n, F, U, p: spon.load(saved(p), UnitCubeMesh(2, 2, 2)),
+        ValueError,
+        "tetrahedron cells in 3D",
+    ),
+    (
+        lambda n, F, U, p: spon.load(with_header(saved(p), format=99), U.mesh()),
+        ValueError,
+        "has format 99",
+    ),
+    (
+        lambda n, F, U, p: spon.load(
+            with_header(saved(p), processor={"name": "oracle", "config": {}}), U.mesh()
+        ),
+        ValueError,
+        "No processor is called 'oracle'",
+    ),
 ]
 
 

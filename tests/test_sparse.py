@@ -114,7 +114,11 @@ def test_empty_rows_and_empty_batch():
     ("call", "error", "message"),
     [
         (lambda: SparseMap(np.eye(2)), TypeError, "scipy sparse matrix, got ndarray"),
-        (lambda: SparseMap(matrix(), torch.int32), TypeError, "float32 or float64, not torch.int32"),
+        (
+            lambda: SparseMap(matrix(), torch.int32),
+            TypeError,
+            "float32 or float64, not torch.int32",
+        ),
         (lambda: SparseMap(sp.eye(2) * 1j), TypeError, "real matrix, got a complex one"),
         (lambda: SparseMap(sp.eye(2) * np.nan), ValueError, "2 x 2 matrix holds NaN"),
         (lambda: SparseMap(matrix())(random(18)), ValueError, r"shape \(18,\).*must have 17"),

@@ -1,7 +1,10 @@
 """The only folder of spon that talks to Firedrake: what leaves it and what goes back."""
 
+from spon.fem.constraints import boundary_violation
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
 from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, sparse_map
+from spon.fem.meshes import mesh_tags, read_mesh
+from spon.fem.problem import fill
 from spon.fem.spaces import (
     is_function,
     mesh_of,
@@ -12,15 +15,20 @@ from spon.fem.spaces import (
     to_function,
     to_tensor,
 )
+from spon.fem.vtk import write_vtk
 
 __all__ = [
+    "boundary_violation",
     "clear_cache",
     "element_from_json",
     "element_to_json",
     "evaluation_map",
+    "fill",
     "interpolation_map",
     "is_function",
     "mesh_of",
+    "mesh_tags",
+    "read_mesh",
     "require_primal_space",
     "require_serial",
     "signature",
@@ -29,4 +37,5 @@ __all__ = [
     "sparse_map",
     "to_function",
     "to_tensor",
+    "write_vtk",
 ]

@@ -14,7 +14,15 @@ from ufl.algorithms import extract_coefficients
 
 from spon.fem.spaces import mesh_of, name_of, require_serial, to_function
 
-__all__ = ["bc_from_json", "bc_to_json", "bcs_from_values", "checked_bcs", "essential_values", "move_bc"]
+__all__ = [
+    "bc_from_json",
+    "bc_to_json",
+    "bcs_from_values",
+    "boundary_violation",
+    "checked_bcs",
+    "essential_values",
+    "move_bc",
+]
 
 
 def checked_bcs(U: Any, bcs: Any) -> list[Any]:
@@ -105,6 +113,25 @@ def essential_values(U: Any, bcs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray
     return mask, flat
 
 
+def boundary_violation(f: Any, bcs: Sequence[Any]) -> float:
+    """Largest difference between a function's dofs and what boundary conditions prescribe.
+
+    Parameters
+    ----------
+    f : Function
+    bcs : sequence of DirichletBC on the space of `f` or its sub-spaces
+
+    Returns
+    -------
+    float
+        Zero without conditions.
+    """
+    expected = f.copy(deepcopy=True)
+    for bc in bcs:
+        bc.apply(expected)
+    return float(np.abs(_flat(f) - _flat(expected)).max())
+
+
 def bc_to_json(bc: Any) -> dict[str, Any]:
     """Describe a boundary condition; ``value`` is None unless it is constant."""
     sub_domain = [list(s) if isinstance(s, tuple) else s for s in bc.sub_domain]
@@ -133,9 +160,7 @@ def bc_from_json(U: Any, data: dict[str, Any]) -> Any:
     return bc
 
 
-def bcs_from_values(
-    U: Any, described: Sequence[dict[str, Any]], values: np.ndarray
-) -> list[Any]:
+def bcs_from_values(U: Any, described: Sequence[dict[str, Any]], values: np.ndarray) -> list[Any]:
     """Build described conditions whose values are given as the dofs of a function.
 
     Parameters

@@ -183,4 +183,3 @@ def _check_determined(normal: sp.csc_matrix, V: Any, n_points: int) -> None:
             f"{V.dim()} dofs: some functions of the space vanish at all of them. Use more points, "
             "a coarser mesh, a lower degree, or smoothing > 0."
         )
-

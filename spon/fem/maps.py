@@ -202,8 +202,8 @@ def _csr(matrix: Any) -> sp.csr_matrix:
         rows, cols, values = petsc.getValuesCSR()
     except Exception as error:
         raise NotImplementedError(
-            f"A {petsc.getType()} matrix of size {petsc.getSize()} has no sparse storage that could "
-            "be exported (spaces of type Real give such matrices)."
+            f"A {petsc.getType()} matrix of size {petsc.getSize()} has no sparse storage to "
+            "export (spaces of type Real give such matrices)."
         ) from error
     csr = sp.csr_matrix((values, cols, rows), shape=petsc.getSize(), copy=True)
     return _without_round_off(csr)

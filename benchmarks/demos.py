@@ -1,0 +1,55 @@
+"""Run the demos as a user does and collect their reports, times included.
+
+    python benchmarks/demos.py [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common import arguments, write
+
+from spon import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure(demo, quick):
+    """Run one demo from nothing; its own data and checkpoints are removed first."""
+    out = ROOT / "demos" / "output" / (f"{demo.stem}_quick" if quick else demo.stem)
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.perf_counter()
+    subprocess.run([sys.executable, demo, *(["--quick"] if quick else [])], check=True, cwd=ROOT)
+    total = time.perf_counter() - start
+    last = (out / "training.csv").read_text().splitlines()[-1]
+    training = float(last.rsplit(",", 1)[1])
+    data = Dataset.load(out / "train.h5")
+    (signature,) = data.output_signatures.values()
+    source = demo.read_text()
+    return {
+        "demo": demo.stem,
+        "dofs": signature.dim,
+        "samples": len(data),
+        "epochs": int(re.search(r"epochs=2 if QUICK else (\d+)", source).group(1)),
+        "total_seconds": total,
+        "training_seconds": training,
+        "data_seconds": total - training,
+        "report": json.loads((out / "report.json").read_text()),
+    }
+
+
+def main():
+    """Run all demos and write the JSON."""
+    options = arguments(__doc__)
+    results = [measure(demo, options.quick) for demo in sorted((ROOT / "demos").glob("*.py"))]
+    write("demos", results, {"command": "python demos/NAME.py"}, options.output, options.quick)
+
+
+if __name__ == "__main__":
+    main()

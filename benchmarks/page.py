@@ -1,0 +1,102 @@
+"""Make the tables of the README and docs/benchmarks.md from the JSON that the benchmarks wrote.
+
+    python benchmarks/page.py            write them
+    python benchmarks/page.py --check    fail if they are not up to date
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name):
+    """The record of a benchmark."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def demo_table():
+    """Error, violation and times of each demo."""
+    record = load("demos")
+    lines = [
+        "| demo | output dofs | relative L2 error on unseen samples: mean (worst) | boundary violation | data, training | finite elements | network, in a batch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in record["results"]:
+        r = row["report"]
+        lines.append(
+            f"| `{row['demo']}` | {row['dofs']:,} | {r['mean_error']:.2%} ({r['largest_error']:.2%}) | "
+            f"{r['boundary_violation']:g} | {row['data_seconds']:.0f} s, {row['training_seconds']:.0f} s | "
+            f"{1e3 * r['solver_seconds']:.2f} ms | {1e3 * r['network_seconds']:.2f} ms |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def bridge_table():
+    """Ratio to Firedrake's torch bridge at each size."""
+    record = load("bridge")
+    rows = record["results"]
+    sizes = sorted({r["dofs"] for r in rows})
+    names = list(dict.fromkeys(r["operation"] for r in rows))
+    lines = [
+        "| batch of 64, times faster than a loop over `firedrake.ml.pytorch` | "
+        + " | ".join(f"{n:,} dofs, {d}" for n in sizes for d in ("f32", "f64"))
+        + " |",
+        "|---" * (1 + 2 * len(sizes)) + "|",
+    ]
+    for name in names:
+        cells = [
+            f"{r['ratio']:.1f}"
+            for n in sizes
+            for d in ("float32", "float64")
+            for r in rows
+            if (r["operation"], r["dofs"], r["dtype"]) == (name, n, d)
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def where(record):
+    """The machine in words."""
+    m = record["machine"]
+    versions = ", ".join(f"{k} {m['versions'][k]}" for k in ("firedrake", "torch"))
+    return f"{m['cores']} cores of {m['processor']}, {m['torch_threads']} torch thread(s), {versions}"
+
+
+BLOCKS = {"demo-table": demo_table, "bridge-table": bridge_table}
+
+
+def filled(text):
+    """The text with every block between its markers made anew."""
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text = pattern.sub(lambda m, table=make: m.group(1) + table() + "\n" + m.group(2), text)
+    return text
+
+
+def main():
+    """Write or check."""
+    stale = []
+    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+        old = path.read_text()
+        new = filled(old)
+        if new == old:
+            continue
+        if "--check" in sys.argv:
+            stale.append(path.name)
+            continue
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(new)
+        os.replace(temporary, path)
+    if stale:
+        sys.exit(f"{', '.join(stale)} not up to date: run python benchmarks/page.py")
+
+
+if __name__ == "__main__":
+    main()
