@@ -1,0 +1,166 @@
+"""What a training run leaves behind: its course as numbers, as a CSV file, as a picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["History", "replaced"]
+
+_COLUMNS = ("epoch", "train", "validation", "lr", "seconds")
+
+
+@dataclass
+class History:
+    """Course of a training run, one entry an epoch.
+
+    A round of L-BFGS iterations counts as an epoch.
+
+    Attributes
+    ----------
+    epoch : list of int
+        Numbers of the epochs, from 1.
+    train : list of float
+        Training loss: the mean over the epoch of the losses of the batches as they were met; after
+        a round of L-BFGS the loss over the training set.
+    validation : list of float
+        Loss over the validation set after the epoch; NaN without a validation set.
+    lr : list of float
+        Learning rate at the end of the epoch.
+    seconds : list of float
+        Time since the start of the training, in seconds, without the time between a kill and the
+        resumption.
+    best_epoch : int
+        Epoch whose weights the network holds now; 0 before the first epoch.
+    stopped_early : bool
+        Whether `patience` ended the run.
+    validation_samples : list of int
+        Numbers of the samples of the data that were held back for validation; empty if validation
+        data were given as a dataset of their own, or not at all.
+    """
+
+    epoch: list[int] = field(default_factory=list)
+    train: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped_early: bool = False
+    validation_samples: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    @property
+    def monitored(self) -> list[float]:
+        """The losses that decide which epoch is best: validation if there is one, else training."""
+        return self.train if all(map(math.isnan, self.validation)) else self.validation
+
+    @property
+    def best(self) -> float:
+        """The monitored loss of the best epoch; infinite before the first epoch."""
+        return self.monitored[self.best_epoch - 1] if self.best_epoch else math.inf
+
+    def add(self, train: float, validation: float, lr: float, seconds: float) -> bool:
+        """Append an epoch and say whether it is the best so far."""
+        before = self.best
+        self.epoch.append(len(self.epoch) + 1)
+        self.train.append(train)
+        self.validation.append(validation)
+        self.lr.append(lr)
+        self.seconds.append(seconds)
+        if self.monitored[-1] < before:
+            self.best_epoch = self.epoch[-1]
+            return True
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The history as plain lists and numbers."""
+        return asdict(self)
+
+    def write_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the course as CSV with the columns epoch, train, validation, lr, seconds.
+
+        Parameters
+        ----------
+        path : path-like
+            An existing file is replaced, in one step.
+        """
+        with replaced(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            writer.writerows(self._row(i) for i in range(len(self)))
+
+    def append_csv(self, path: str | os.PathLike[str]) -> None:
+        """Append the last epoch to a file that `write_csv` made."""
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerow(self._row(-1))
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the losses over the epochs, on a logarithmic axis, into a file.
+
+        Parameters
+        ----------
+        path : path-like
+            The suffix chooses the format: ``.png``, ``.pdf``, ``.svg``.
+
+        Raises
+        ------
+        ValueError
+            If matplotlib cannot write that format.
+        """
+        # A figure of its own, not pyplot: no display is needed and none of the user's is touched.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
+        axes.plot(self.epoch, self.train, label="training")
+        if self.monitored is self.validation:
+            axes.plot(self.epoch, self.validation, label="validation")
+        if self.best_epoch:
+            axes.plot(self.best_epoch, self.best, "k.", label=f"best, {self.best:.3g}")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        with replaced(path) as temporary:
+            figure.savefig(temporary, dpi=150)
+
+    def _row(self, i: int) -> list[int | float | str]:
+        value = self.validation[i]
+        validation = "" if math.isnan(value) else value
+        return [self.epoch[i], self.train[i], validation, self.lr[i], self.seconds[i]]
+
+
+@contextmanager
+def replaced(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write to a temporary file beside `path`, which takes its place when the block ends well.
+
+    A reader, or a run that starts after a kill, finds the old file or the new one, never half of
+    one.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write; its folder is made if need be.
+
+    Yields
+    ------
+    Path
+        Where to write.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays, since matplotlib reads the format from it.
+    temporary = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
