@@ -1,6 +1,6 @@
 """Run the demos as a user does and collect their reports, times included.
 
-    python benchmarks/demos.py [--quick]
+python benchmarks/demos.py [--quick]
 """
 
 from __future__ import annotations

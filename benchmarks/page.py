@@ -1,7 +1,7 @@
 """Make the tables of the README and docs/benchmarks.md from the JSON that the benchmarks wrote.
 
-    python benchmarks/page.py            write them
-    python benchmarks/page.py --check    fail if they are not up to date
+python benchmarks/page.py            write them
+python benchmarks/page.py --check    fail if they are not up to date
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ def demo_table():
     """Error, violation and times of each demo."""
     record = load("demos")
     lines = [
-        "| demo | output dofs | relative L2 error on unseen samples: mean (worst) | boundary violation | data, training | finite elements | network, in a batch |",
+        "| demo | output dofs | relative L2 error on unseen samples: mean (worst) | "
+        "boundary violation | data, training | finite elements | network, in a batch |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in record["results"]:
         r = row["report"]
         lines.append(
-            f"| `{row['demo']}` | {row['dofs']:,} | {r['mean_error']:.2%} ({r['largest_error']:.2%}) | "
-            f"{r['boundary_violation']:g} | {row['data_seconds']:.0f} s, {row['training_seconds']:.0f} s | "
+            f"| `{row['demo']}` | {row['dofs']:,} "
+            f"| {r['mean_error']:.2%} ({r['largest_error']:.2%}) | {r['boundary_violation']:g} "
+            f"| {row['data_seconds']:.0f} s, {row['training_seconds']:.0f} s | "
             f"{1e3 * r['solver_seconds']:.2f} ms | {1e3 * r['network_seconds']:.2f} ms |"
         )
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
@@ -66,7 +68,8 @@ def where(record):
     """The machine in words."""
     m = record["machine"]
     versions = ", ".join(f"{k} {m['versions'][k]}" for k in ("firedrake", "torch"))
-    return f"{m['cores']} cores of {m['processor']}, {m['torch_threads']} torch thread(s), {versions}"
+    threads = f"{m['torch_threads']} torch thread(s)"
+    return f"{m['cores']} cores of {m['processor']}, {threads}, {versions}"
 
 
 BLOCKS = {"demo-table": demo_table, "bridge-table": bridge_table}

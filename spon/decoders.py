@@ -43,6 +43,7 @@ class Decoder(nn.Module):
     def __init__(self, U: Any, bcs: Any = None) -> None:
         super().__init__()
         fem.require_primal_space(U, "A Decoder")
+        fem.require_serial(fem.mesh_of(U), "A Decoder")
         self.space = U
         self._given_bcs = bcs
         self.bcs = checked_bcs(U, bcs)

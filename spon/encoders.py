@@ -68,6 +68,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         fem.require_primal_space(V, "An Encoder")
+        fem.require_serial(fem.mesh_of(V), "An Encoder")
         if method not in _METHODS:
             raise ValueError(f"The method is one of {_METHODS}, got {method!r}.")
         given = [
