@@ -35,7 +35,8 @@ for name, call in calls.items():
         raise SystemExit(f"{name} did not refuse")
 
 # One mesh for each process works.
-own = UnitSquareMesh(4, 4, comm=Ensemble(COMM_WORLD, 1).comm)
+ensemble = Ensemble(COMM_WORLD, 1)
+own = UnitSquareMesh(4, 4, comm=ensemble.comm)
 W = FunctionSpace(own, "CG", 1)
 mass = fem.sparse_map(TrialFunction(W) * TestFunction(W) * dx)
 one = torch.ones(W.dim(), dtype=torch.float64)
