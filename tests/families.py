@@ -90,3 +90,12 @@ def random_function(V: Any, seed: int = 0) -> Function:
     for part in f.subfunctions:
         part.dat.data_wo[...] = rng.standard_normal(part.dat.data_ro.shape)
     return f
+
+
+def discontinuous(V: Any, degree: int) -> Any:
+    """The discontinuous space of that degree with the values of `V`."""
+    mesh, shape = V.mesh(), V.value_shape
+    family = "DG" if mesh.ufl_cell().cellname in ("triangle", "tetrahedron") else "DQ"
+    if shape:
+        return VectorFunctionSpace(mesh, family, degree, dim=shape[0])
+    return FunctionSpace(mesh, family, degree)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, mesh_of_cells, random_function, space
+from families import FAMILIES, discontinuous, mesh_of_cells, random_function, space
 from firedrake import (
     Cofunction,
     Constant,
@@ -69,11 +69,8 @@ def test_projection_is_exact_on_the_space(cell, family, degree):
         pytest.skip("projection of mixed spaces is that of their parts")
     f = random_function(V)
     shape = V.value_shape
-    mesh = fem.mesh_of(V)
     # H(div) and H(curl) elements of degree k contain no full polynomials but all constants.
-    source = (
-        VectorFunctionSpace(mesh, "DG", 0, dim=shape[0]) if shape else FunctionSpace(mesh, "DG", 0)
-    )
+    source = discontinuous(V, 0)
     g = Function(source).assign(Constant([1.5] * shape[0]) if shape else 1.5)
     got = Encoder(V, source=source, method="project").encode(g)
     expected = project(g, V, solver_parameters={"ksp_rtol": 1e-14})

@@ -36,7 +36,7 @@ from spon import samplers
 from spon.datasets import Dataset
 from spon.fem.problem import Problem
 from spon.fem.spaces import to_function, to_tensor
-from spon.generate import GenerationError, RunMismatchError, generate
+from spon.generation import GenerationError, RunMismatchError, generate
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +47,7 @@ from pathlib import Path
 from firedrake import *
 from spon import samplers
 from spon.fem.problem import Problem
-from spon.generate import generate
+from spon.generation import generate
 
 path, ns, wait = sys.argv[1], sys.argv[2].split(","), float(sys.argv[3])
 ensemble = Ensemble(COMM_WORLD, 1) if COMM_WORLD.size > 1 else None
@@ -473,7 +473,7 @@ import sys
 from firedrake import *
 from spon import samplers
 from spon.fem.problem import Problem
-from spon.generate import generate
+from spon.generation import generate
 
 def refused(**options):
     try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, mesh_of_cells, random_function, space
+from families import FAMILIES, discontinuous, mesh_of_cells, random_function, space
 from firedrake import (
     Cofunction,
     Constant,
@@ -53,12 +53,7 @@ def test_interpolation_acts_like_firedrake_and_so_does_its_adjoint(cell, family,
         W = V
         source = random_function(V)
     else:
-        mesh, shape = V.mesh(), V.value_shape
-        W = (
-            VectorFunctionSpace(mesh, "DG", 1, dim=shape[0])
-            if shape
-            else FunctionSpace(mesh, "DG", 1)
-        )
+        W = discontinuous(V, 1)
         source = random_function(V)
     a = fem.sparse_map(interpolate(TrialFunction(V), W))
     expected = assemble(interpolate(source, W))

@@ -1,0 +1,27 @@
+"""The learned part of an operator network: one family a file, none of them knows Firedrake."""
+
+from spon.processors.base import (
+    Field,
+    Geometry,
+    GeometryRequest,
+    Processor,
+    available,
+    create,
+    register,
+)
+from spon.processors.graph import Graph
+from spon.processors.mlp import MLP
+from spon.processors.spectral import Spectral
+
+__all__ = [
+    "MLP",
+    "Field",
+    "Geometry",
+    "GeometryRequest",
+    "Graph",
+    "Processor",
+    "Spectral",
+    "available",
+    "create",
+    "register",
+]
