@@ -16,7 +16,7 @@ from torch import Tensor
 from spon import fem
 from spon.decoders import Decoder
 from spon.encoders import Encoder
-from spon.fem.constraints import bc_from_json, bc_to_json, bcs_from_values
+from spon.fem.constraints import bc_from_json, bcs_from_values
 from spon.network import OperatorNetwork
 from spon.processors import create
 from spon.signature import SpaceSignature
@@ -37,11 +37,13 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
         Written under a temporary name in the same folder and renamed.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {_WEIGHTS + k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     tensors[_DATA + "boundary"] = net.decoder._exact_values
+    tensors[_DATA + "constrained"] = net.decoder.constrained.cpu()
     for i, encoder in enumerate(net._encoders):
         if encoder.points is not None:
-            tensors[f"{_DATA}encoder.{i}.points"] = torch.from_numpy(encoder.points)
+            tensors[f"{_DATA}encoder.{i}.points"] = torch.from_numpy(encoder.points.copy())
     header = {
         "format": _FORMAT,
         "dtype": str(net.dtype).removeprefix("torch."),
@@ -49,12 +51,13 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
         "encoders": [_encoder_to_json(e) for e in net._encoders],
         "decoder": {
             "signature": net.decoder.signature.to_json(),
-            "bcs": [bc_to_json(bc) for bc in net.decoder.bcs],
+            "bcs": net.decoder.described,
         },
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         safetensors.torch.save_file(tensors, temporary, metadata={"spon": json.dumps(header)})
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -90,8 +93,9 @@ def load(
         message names both.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"There is no network file {path}.")
+    fem.require_mesh(mesh)
     header, tensors = _read(path)
     dtype = getattr(torch, header["dtype"])
     encoders = [
@@ -110,16 +114,31 @@ def load(
     processor = create(header["processor"]["name"], header["processor"]["config"])
     if not same and (same_mesh or not processor.mesh_independent):
         raise ValueError(_refusal(path, pairs, processor.mesh_independent))
-    if bcs is None:
+    given = bcs is not None
+    if not given:
         described = header["decoder"]["bcs"]
         if same:
             bcs = bcs_from_values(U, described, tensors[_DATA + "boundary"].numpy())
         else:
             bcs = [bc_from_json(U, d) for d in described]
-    net = OperatorNetwork(encoders, processor, Decoder(U, bcs), dtype)
+    decoder = Decoder(U, bcs)
+    if same and not given and not torch.equal(decoder.constrained, tensors[_DATA + "constrained"]):
+        raise ValueError(
+            f"{path} prescribes {int(tensors[_DATA + 'constrained'].sum())} dofs, the same tags "
+            f"mean {int(decoder.constrained.sum())} dofs of this mesh: its boundary is tagged in "
+            "another way. Load the mesh of the file, or give the conditions with bcs=."
+        )
+    net = OperatorNetwork(encoders, processor, decoder, dtype)
     weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
     net.load_state_dict(weights)
     return net
+
+
+def _umask() -> int:
+    # There is no way to read it without setting it.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

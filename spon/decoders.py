@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
-from spon.fem.constraints import checked_bcs, essential_values, move_bc
+from spon.copying import deepcopy_sharing
+from spon.fem.constraints import (
+    bc_to_json,
+    captured_value,
+    checked_bcs,
+    essential_values,
+    is_rule,
+    move_bc,
+)
 from spon.signature import SpaceSignature
 
 __all__ = ["Decoder"]
@@ -45,9 +53,12 @@ class Decoder(nn.Module):
         fem.require_primal_space(U, "A Decoder")
         fem.require_serial(fem.mesh_of(U), "A Decoder")
         self.space = U
-        self._given_bcs = bcs
         self.bcs = checked_bcs(U, bcs)
+        self._rule = bcs if is_rule(bcs) else None
         self.signature: SpaceSignature = fem.signature(U)
+        # As they are now: a Constant or a Function in them may change, the decoder does not.
+        self.described = [bc_to_json(bc) for bc in self.bcs]
+        self._captured = [captured_value(bc) for bc in self.bcs]
         mask, values = essential_values(U, self.bcs)
         self.register_buffer("constrained", torch.from_numpy(mask), persistent=False)
         self.register_buffer("values", torch.from_numpy(values), persistent=False)
@@ -74,7 +85,7 @@ class Decoder(nn.Module):
             If a shape is wrong, or `boundary` is given to a decoder without conditions.
         """
         self._check(x, "output")
-        values = self.values.to(x.dtype)
+        values = self._exact_values.to(x) if x.dtype == torch.float64 else self.values.to(x)
         if boundary is not None:
             self._check(boundary, "boundary data")
             if not self.bcs:
@@ -82,7 +93,11 @@ class Decoder(nn.Module):
                     "Got boundary data for a decoder without boundary conditions: build it with "
                     "bcs=DirichletBC(U, 0, tag) to say which dofs they prescribe."
                 )
-            values = boundary.to(x.dtype)
+            if boundary.ndim == 2 and len(boundary) != len(x):
+                raise ValueError(
+                    f"Got boundary data for {len(boundary)} samples and {len(x)} samples."
+                )
+            values = boundary.to(x)
         return torch.where(self.constrained, values, x)
 
     def function(self, x: Tensor, boundary: Tensor | None = None) -> Any:
@@ -99,15 +114,18 @@ class Decoder(nn.Module):
         list of Function
         """
         values = self._exact_values if boundary is None else boundary.detach().cpu().double()
-        x = self(x, boundary).detach().cpu().double()
+        on_device = x.to(self.constrained.device)
+        x = self(on_device, boundary).detach().cpu().double()
         return fem.to_function(torch.where(self.constrained.cpu(), values, x), self.space)
 
-    def on(self, mesh: Any) -> Decoder:
+    def on(self, mesh: Any, bcs: Any = None) -> Decoder:
         """The decoder into the same element on another mesh, with the same conditions.
 
         Parameters
         ----------
         mesh : firedrake.MeshGeometry
+        bcs : optional
+            Other conditions, as the constructor takes them.
 
         Returns
         -------
@@ -119,12 +137,16 @@ class Decoder(nn.Module):
             If the mesh lacks a boundary tag, or values cannot be carried over.
         """
         U = fem.space_on(self.space, mesh)
-        if callable(self._given_bcs) and not self._given_is_condition():
-            return Decoder(U, self._given_bcs)
-        return Decoder(U, [move_bc(bc, U) for bc in self.bcs])
+        if bcs is not None:
+            return Decoder(U, bcs)
+        if self._rule is not None:
+            return Decoder(U, self._rule)
+        pairs = zip(self.bcs, self._captured, strict=True)
+        return Decoder(U, [move_bc(bc, value, U) for bc, value in pairs])
 
-    def _given_is_condition(self) -> bool:
-        return len(self.bcs) == 1 and self._given_bcs is self.bcs[0]
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        shared = [self.space, self._rule, *self.bcs, *self._captured]
+        return deepcopy_sharing(self, memo, shared)
 
     def _check(self, x: Tensor, what: str) -> None:
         dim = self.space.dim()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
-from spon.fem.encoding import L2Projection, LeastSquares, grid_points
+from spon.copying import deepcopy_sharing
+from spon.fem.encoding import L2Projection, LeastSquares, checked_grid, grid_points
 from spon.fem.maps import points_inside
 from spon.signature import SpaceSignature
 
@@ -87,10 +88,13 @@ class Encoder(nn.Module):
         if smoothing and points is None and grid is None:
             raise ValueError("Smoothing belongs to data at points or on a grid.")
         self.space, self.source, self.method = V, source, method
-        self.points = None if points is None else np.asarray(points, dtype=np.float64)
-        self.grid = None if grid is None else tuple(int(n) for n in grid)
+        # A copy: the caller's array may change.
+        self.points = None if points is None else np.array(points, dtype=np.float64, order="C")
+        self.grid = None if grid is None else checked_grid(grid)
         self.box, self.smoothing = box, float(smoothing)
         self.signature: SpaceSignature = fem.signature(V)
+        # For functions: in a plain dict, so that no `.to` of the network reaches them.
+        self._double_maps: dict[Any, Any] = {}
         self._map = self._build()
 
     def _build(self) -> nn.Module | None:
@@ -154,10 +158,9 @@ class Encoder(nn.Module):
             )
         if self._map is None:
             return x
-        columns = x.movedim(0, -1)
         if self.grid is not None:
-            columns = columns.flatten(0, len(self.grid) - 1)[self._pixels]
-        encoded: Tensor = self._map(columns.reshape(-1, x.shape[0]))
+            x = x.flatten(1, len(self.grid))[:, self._pixels]
+        encoded: Tensor = self._map(x.flatten(1).T)
         return encoded.T
 
     def encode(self, functions: Any, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -187,12 +190,14 @@ class Encoder(nn.Module):
         fem.require_primal_space(space, "An Encoder")
         if space == self.space:
             return x.to(dtype)
-        if self.source is not None and space == self.source:
-            encoded: Tensor = self._map(x.T).T  # type: ignore[misc]
-        else:
+        if space not in self._double_maps:
             build = L2Projection if self.method == "project" else fem.interpolation_map
-            encoded = build(space, self.space)(x.T).T
+            self._double_maps[space] = build(space, self.space)
+        encoded: Tensor = self._double_maps[space](x.T).T
         return encoded.to(dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Encoder:
+        return deepcopy_sharing(self, memo, [self.space, self.source, self._double_maps])
 
     def on(self, mesh: Any) -> Encoder:
         """The encoder into the same element on another mesh.

@@ -72,8 +72,7 @@ class OperatorNetwork(nn.Module):
         self.decoder = decoder
         inputs = [_field(e.space) for e in encoders]
         output = _field(decoder.space)
-        if not any(True for _ in processor.parameters()):
-            processor.configure(inputs, output)
+        _configure(processor, inputs, output)
         self.geometry = build_geometry(
             processor.request(), [e.space for e in encoders], decoder.space, decoder.bcs
         )
@@ -164,6 +163,11 @@ class OperatorNetwork(nn.Module):
             ]
             values = None if boundary is None else self._functions_to_boundary(boundary)
             single = fem.is_function(inputs[0])
+            samples = len(encoded[0])
+            if values is not None and values.ndim == 2 and len(values) != samples:
+                raise ValueError(
+                    f"Got boundary data for {len(values)} samples and {samples} samples of input."
+                )
             out = self.decoder.function(self._run(encoded).cpu(), values)
         return out[0] if single else out
 
@@ -186,7 +190,9 @@ class OperatorNetwork(nn.Module):
     def _functions_to_boundary(self, boundary: Any) -> Tensor:
         if isinstance(boundary, Tensor):
             return boundary
-        batch = [boundary] if fem.is_function(boundary) else boundary
+        batch = [boundary] if fem.is_function(boundary) else list(boundary)
+        if not batch:
+            raise ValueError("Got an empty sequence of boundary functions.")
         space = batch[0].function_space()
         if space != self.decoder.space:
             raise ValueError(
@@ -234,12 +240,15 @@ class OperatorNetwork(nn.Module):
         if found != self.decoder.signature:
             raise ValueError(_mismatch(f"output {name!r}", found, self.decoder.signature))
 
-    def on(self, mesh: Any) -> OperatorNetwork:
+    def on(self, mesh: Any, bcs: Any = None) -> OperatorNetwork:
         """The same network on another mesh. The weights are shared, not copied.
 
         Parameters
         ----------
         mesh : firedrake.MeshGeometry
+        bcs : optional
+            Boundary conditions there, as `Decoder` takes them; by default the decoder's own are
+            carried over.
 
         Returns
         -------
@@ -258,13 +267,14 @@ class OperatorNetwork(nn.Module):
                 "Spectral or Graph processor to change the mesh."
             )
         encoders = [e.on(mesh) for e in self._encoders]
-        return self._moved(encoders, self.decoder.on(mesh))
+        return self._moved(encoders, self.decoder.on(mesh, bcs))
 
     def _moved(self, encoders: Sequence[Encoder], decoder: Decoder) -> OperatorNetwork:
         other = OperatorNetwork(encoders, self.processor, decoder, self.dtype)
         for mine, theirs in zip(self._norms, other._norms, strict=True):
             theirs.load_state_dict(mine.state_dict())
         other.output_norm.load_state_dict(self.output_norm.state_dict())
+        other.to(self.device)
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -278,6 +288,26 @@ class OperatorNetwork(nn.Module):
         from spon.checkpoint import save
 
         save(self, path)
+
+
+def _configure(processor: Processor, inputs: Sequence[Field], output: Field) -> None:
+    """Create the weights, or check that those which are there fit."""
+    fields = (*inputs, output)
+    known: tuple[Field, ...] | None = getattr(processor, "fields", None)
+    if known is None:
+        processor.configure(inputs, output)
+        processor.fields = fields  # type: ignore[assignment]
+        return
+
+    def essence(these: Sequence[Field]) -> list[Any]:
+        movable = processor.mesh_independent
+        return [(f.channels, f.gdim) if movable else (f.dim, f.channels) for f in these]
+
+    if essence(known) != essence(fields):
+        raise ValueError(
+            f"This {type(processor).__name__} has weights for inputs and output {known}, the "
+            f"spaces here need {fields}: make a new processor for them."
+        )
 
 
 def _field(space: Any) -> Field:

@@ -64,7 +64,8 @@ class Normaliser(nn.Module):
             scale = (block - mean).square().mean().sqrt()
             self.mean[i] = mean
             # A block that is constant up to round-off carries no information: leave it at zero.
-            self.scale[i] = scale if scale > 1e-12 * mean.abs() else 1.0
+            constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
+            self.scale[i] = 1.0 if constant or scale == 0 else scale
         self.fitted.fill_(True)
 
     def forward(self, x: Tensor) -> Tensor:

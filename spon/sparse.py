@@ -17,6 +17,8 @@ import torch
 from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 
+from spon.copying import deepcopy_sharing
+
 __all__ = ["InverseMap", "SparseMap"]
 
 _DTYPES = (torch.float32, torch.float64)
@@ -53,12 +55,25 @@ class SparseMap(nn.Module):
         self._shape = (int(rows), int(cols))
         # Rows, columns and values as plain tensors: a torch sparse tensor can be neither copied
         # nor pickled as a buffer, and wrapping them at each call costs microseconds.
-        self._register(_csr_arrays(csr, dtype), _csr_arrays(sp.csr_matrix(csr.T), dtype))
+        double = torch.float64
+        self._register(_csr_arrays(csr, double), _csr_arrays(sp.csr_matrix(csr.T), double))
+        if dtype != double:
+            self.to(dtype)
 
     def _register(self, forward: Sequence[Tensor], transpose: Sequence[Tensor]) -> None:
+        # The values as they were assembled: a way through float32 and back must not round them.
+        self._exact = {"forward": forward[2], "transpose": transpose[2]}
         for side, arrays in (("forward", forward), ("transpose", transpose)):
             for part, array in zip(_PARTS, arrays, strict=True):
                 self.register_buffer(f"_{side}_{part}", array, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseMap:
+        super()._apply(fn, recurse)
+        for side, exact in self._exact.items():
+            values = getattr(self, f"_{side}_values")
+            if values.dtype == torch.float64:
+                setattr(self, f"_{side}_values", exact.to(values.device, torch.float64))
+        return self
 
     def _arrays(self, side: str) -> list[Tensor]:
         return [getattr(self, f"_{side}_{part}") for part in _PARTS]
@@ -90,6 +105,10 @@ class SparseMap(nn.Module):
         nn.Module.__init__(transpose)
         transpose._shape = self._shape[::-1]
         transpose._register(self._arrays("transpose"), self._arrays("forward"))
+        transpose._exact = {
+            "forward": self._exact["transpose"],
+            "transpose": self._exact["forward"],
+        }
         return transpose
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,8 +169,9 @@ class SparseMap(nn.Module):
         return product.to(self.device)
 
     def to_scipy(self) -> sp.csr_matrix:
-        """Return a copy as ``scipy.sparse.csr_matrix``."""
-        rows, cols, values = (array.cpu().numpy() for array in self._arrays("forward"))
+        """Return a copy as ``scipy.sparse.csr_matrix``, in double precision as assembled."""
+        rows, cols, _ = (array.cpu().numpy() for array in self._arrays("forward"))
+        values = self._exact["forward"].cpu().double().numpy()
         return sp.csr_matrix((values, cols, rows), shape=self.shape, copy=True)
 
     def extra_repr(self) -> str:
@@ -194,6 +214,9 @@ class InverseMap(nn.Module):
         self.size = int(csr.shape[0])
         # An empty buffer makes `.to(dtype)` reach this module as it reaches every other.
         self.register_buffer("_like", torch.empty(0, dtype=dtype), persistent=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InverseMap:
+        return deepcopy_sharing(self, memo, [self._lu])
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -5,16 +5,20 @@ import pytest
 import torch
 from families import FAMILIES, discontinuous, mesh_of_cells, random_function, space
 from firedrake import (
+    BrokenElement,
     Cofunction,
     Constant,
     DirichletBC,
     Function,
     FunctionSpace,
     SpatialCoordinate,
+    TestFunction,
     UnitCubeMesh,
     UnitSquareMesh,
     VectorFunctionSpace,
     as_vector,
+    assemble,
+    dx,
     project,
     sin,
 )
@@ -44,6 +48,18 @@ def test_encode_then_decode_is_the_identity(cell, family, degree):
     (g,) = Decoder(V).function(Encoder(V).encode(f))
     for a, b in zip(f.subfunctions, g.subfunctions, strict=True):
         np.testing.assert_allclose(b.dat.data_ro, a.dat.data_ro, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
+def test_encoding_the_broken_version_of_a_function_gives_the_function(cell, family, degree):
+    V = space(cell, family, degree)
+    if len(V) > 1 or cell == "hexahedron":
+        pytest.skip("Firedrake has no broken version of this space")
+    broken = FunctionSpace(V.mesh(), BrokenElement(V.ufl_element()))
+    f = random_function(V)
+    same = Function(broken).interpolate(f)
+    for encoder in (Encoder(V), Encoder(V, method="project")):
+        torch.testing.assert_close(encoder.encode(same)[0], fem.to_tensor(f), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
@@ -97,6 +113,13 @@ def test_projection_from_another_mesh_reproduces_what_both_hold():
 
     got = Encoder(V, source=source, method="project").encode(quadratic(source))
     torch.testing.assert_close(got[0], fem.to_tensor(quadratic(V)), rtol=0, atol=1e-12)
+    # The mean of x² over each cell: the quadrature must know the degree of the source.
+    fine, coarse = FunctionSpace(UnitSquareMesh(4, 4), "CG", 2), UnitSquareMesh(2, 2)
+    W = FunctionSpace(coarse, "DG", 0)
+    square = Function(fine).interpolate(SpatialCoordinate(fine.mesh())[0] ** 2)
+    means = Encoder(W, source=fine, method="project").encode(square)
+    expected = assemble(SpatialCoordinate(coarse)[0] ** 2 * TestFunction(W) * dx)
+    torch.testing.assert_close(means[0] / 8, fem.to_tensor(expected), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +224,7 @@ def wrong_calls():
     yield lambda V: Encoder(V, grid=(4, 4)), ValueError, "both grid .* and box"
     yield lambda V: Encoder(V, grid=(4, 4), box=((0, 1),)), ValueError, r"box of shape \(2, 2\)"
     yield lambda V: Encoder(V, grid=(0, 4), box=((0, 1),) * 2), ValueError, "counts pixels"
+    yield lambda V: Encoder(V, grid=(4.5, 4), box=((0, 1),) * 2), ValueError, "counts pixels"
     yield lambda V: Encoder(V, smoothing=1.0), ValueError, "Smoothing belongs to data at points"
     yield lambda V: Encoder(V, points=[[0.1, 0.1]], smoothing=-1), ValueError, ">= 0, got -1"
     yield lambda V: Encoder(V, points=[[0.1, 0.1]] * 50), ValueError, "50 points do not determine"

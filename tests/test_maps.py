@@ -11,6 +11,7 @@ from firedrake import (
     Function,
     FunctionSpace,
     PointEvaluator,
+    RectangleMesh,
     SpatialCoordinate,
     TestFunction,
     TrialFunction,
@@ -67,6 +68,21 @@ def test_interpolation_acts_like_firedrake_and_so_does_its_adjoint(cell, family,
 
 
 @pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
+def test_interpolation_of_what_jumps_between_cells(cell, family, degree):
+    W = space(cell, family, degree)
+    if len(W) > 1:
+        pytest.skip("the parts of mixed spaces are tested by themselves")
+    V = discontinuous(W, 1)
+    form = interpolate(TrialFunction(V), W)
+    if cell == "hexahedron" and degree > 2:
+        with pytest.raises(NotImplementedError, match="Neighbouring cells disagree"):
+            fem.sparse_map(form)
+        return
+    f = random_function(V)
+    close(fem.sparse_map(form)(fem.to_tensor(f)), fem.to_tensor(assemble(interpolate(f, W))))
+
+
+@pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
 def test_adjointness_as_a_dot_product(cell, family, degree):
     V = space(cell, family, degree)
     u, v = TrialFunction(V), TestFunction(V)
@@ -93,6 +109,9 @@ def derivative_cases():
     yield "divergence", R, lambda u: div(u), FunctionSpace(mesh, "DG", 1)
     yield "gradient at quadrature points", V, lambda u: grad(u), quadrature
     yield "values at quadrature points", R, lambda u: u, quadrature
+    yield "gradient into CG", V, lambda u: grad(u), VectorFunctionSpace(mesh, "CG", 1)
+    yield "gradient into N1curl", V, lambda u: grad(u), FunctionSpace(mesh, "N1curl", 2)
+    yield "RT into CG", R, lambda u: u, VectorFunctionSpace(mesh, "CG", 2)
     yield "finer mesh", inside, lambda u: u, FunctionSpace(inside.mesh(), "CG", 2)
     yield "other mesh", other, lambda u: u, inside
     yield "vertex-only mesh", V, lambda u: u, FunctionSpace(cloud, "DG", 0)
@@ -146,7 +165,15 @@ def test_the_cache_knows_mesh_motion_and_coefficient_values():
     a, c = Function(V).assign(1.0), Constant(1.0)
     form = c * a * TrialFunction(V) * TestFunction(V) * dx
     first = fem.sparse_map(form)
-    assert fem.sparse_map(c * a * TrialFunction(V) * TestFunction(V) * dx) is first
+    again = fem.sparse_map(c * a * TrialFunction(V) * TestFunction(V) * dx)
+    assert again._forward_values.data_ptr() == first._forward_values.data_ptr()
+    again.float()
+    assert fem.sparse_map(form).dtype == first.dtype == torch.float64
+    held = a.dat.data
+    held[:] = 7.0
+    assert fem.sparse_map(form).to_scipy().sum() == pytest.approx(7.0)
+    held[:] = 8.0  # written through an array held earlier
+    assert fem.sparse_map(form).to_scipy().sum() == pytest.approx(8.0)
     a.assign(2.0)
     assert fem.sparse_map(form).to_scipy().sum() == pytest.approx(2.0)
     c.assign(3.0)
@@ -203,6 +230,13 @@ def test_assembled_matrices_with_conditions_are_taken_as_they_are():
             lambda V: fem.evaluation_map(V, [[0.1, 0.1], [9.0, 9.0]]),
             ValueError,
             r"1 of 2 points lie outside the mesh, the first is \[9.0, 9.0\]",
+        ),
+        (
+            lambda V: fem.interpolation_map(
+                FunctionSpace(RectangleMesh(9, 9, 0.2, 0.2), "CG", 1), V
+            ),
+            ValueError,
+            "nodes of CG 1 lie outside the mesh of CG 1",
         ),
         (
             lambda V: fem.evaluation_map(V * V, [[0.1, 0.1]]),

@@ -224,10 +224,73 @@ def test_another_mesh_shares_the_weights(kind, tmp_path):
     assert torch.equal(fem.to_tensor(moved(f)), fem.to_tensor(other(f)))
 
 
-def test_networks_can_be_copied():
-    net, *_ = network("graph")
-    twin = copy.deepcopy(net.processor)
-    assert set(twin.state_dict()) == set(net.processor.state_dict())
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copied_network_is_independent(kind):
+    net, F, _ = network(kind)
+    twin = copy.deepcopy(net)
+    x = torch.randn(2, F.dim(), dtype=torch.float64)
+    before = net(x)
+    assert torch.equal(twin(x), before)
+    for p in twin.parameters():
+        p.data.add_(1.0)
+    twin.float()
+    assert torch.equal(net(x), before)
+    mesh = F.mesh()
+    projecting = Encoder(F, source=FunctionSpace(mesh, "CG", 1), method="project")
+    points = Encoder(FunctionSpace(mesh, "CG", 1), points=np.random.default_rng(0).random((200, 2)))
+    for encoder in (projecting, points):
+        y = torch.randn(2, *encoder.input_shape, dtype=torch.float64)
+        assert torch.equal(copy.deepcopy(encoder)(y), encoder(y))
+
+
+def test_nothing_is_lost_on_the_way_through_single_precision():
+    net, F, U = network("spectral")
+    x = torch.randn(2, F.dim(), dtype=torch.float64)
+    net.float()
+    net.double()
+    y = SpatialCoordinate(U.mesh())
+    prescribed = fem.to_tensor(Function(U).interpolate(sin(y[1])))
+    on = net.decoder.constrained
+    assert float((net(x)[:, on] - prescribed[on]).detach().abs().max()) == 0.0
+    encoder = Encoder(U, source=FunctionSpace(U.mesh(), "CG", 1))
+    z = torch.randn(1, *encoder.input_shape, dtype=torch.float64)
+    expected = encoder(z)
+    assert torch.equal(encoder.float().double()(z), expected)
+
+
+def test_networks_of_different_precision_share_nothing():
+    mesh = UnitSquareMesh(3, 3)
+    V, U = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "CG", 2)
+    nets = [
+        OperatorNetwork(Encoder(U, source=V), processor("mlp"), Decoder(U), dtype=dtype)
+        for dtype in (torch.float64, torch.float32)
+    ]
+    for net in nets:
+        assert net(torch.zeros(1, V.dim(), dtype=net.dtype)).dtype == net.dtype
+        assert net(Function(V)).function_space() == U  # through the source
+        assert net(Function(FunctionSpace(mesh, "DG", 1))).function_space() == U  # any space
+
+
+def test_a_decoder_does_not_follow_later_changes_of_its_conditions(tmp_path):
+    mesh = UnitSquareMesh(3, 3)
+    U = FunctionSpace(mesh, "CG", 1)
+    c, g = Constant(1.0), Function(U).assign(3.0)
+    bcs = [DirichletBC(U, c, 1), DirichletBC(U, g, 2)]
+    net = OperatorNetwork(Encoder(U), processor("graph"), Decoder(U, bcs))
+    c.assign(2.0)
+    g.assign(4.0)
+    file = tmp_path / "new folder" / "net.spon"
+    net.save(file)
+    on = net.decoder.constrained
+    assert set(net.decoder.values[on].tolist()) == {1.0, 3.0}
+    loaded = spon.load(file, mesh).decoder
+    assert torch.equal(loaded.values, net.decoder.values)
+    moved = net.on(UnitSquareMesh(5, 5)).decoder
+    assert set(moved.values[moved.constrained].tolist()) == {1.0, 3.0}
+    with pytest.raises(ValueError, match="comes from a file"):
+        spon.load(file, mesh).on(UnitSquareMesh(5, 5))
+    again = spon.load(file, mesh).on(UnitSquareMesh(5, 5), bcs=lambda V: DirichletBC(V, 7.0, 1))
+    assert set(again.decoder.values[again.decoder.constrained].tolist()) == {7.0}
 
 
 def saved(tmp_path, kind="mlp"):
@@ -292,6 +355,28 @@ WRONG = [
         TypeError,
         "float32 or float64, not torch.float16",
     ),
+    (
+        lambda n, F, U, p: OperatorNetwork(
+            Encoder(FunctionSpace(U.mesh(), "CG", 1)), n.processor, n.decoder
+        ),
+        ValueError,
+        "MLP has weights for inputs and output .* make a new processor",
+    ),
+    (
+        lambda n, F, U, p: n([Function(F)], boundary=[Function(U), Function(U)]),
+        ValueError,
+        "boundary data for 2 samples and 1",
+    ),
+    (lambda n, F, U, p: n([Function(F)], boundary=[]), ValueError, "empty sequence of boundary"),
+    (
+        lambda n, F, U, p: n(
+            torch.zeros(2, F.dim()).double(), boundary=torch.zeros(3, U.dim()).double()
+        ),
+        ValueError,
+        "boundary data for 3 samples and 2",
+    ),
+    (lambda n, F, U, p: spon.load(saved(p), None), TypeError, "Firedrake mesh, got NoneType"),
+    (lambda n, F, U, p: spon.load(p, U.mesh()), FileNotFoundError, "no network file"),
     (lambda n, F, U, p: spon.load(p / "none.spon", U.mesh()), FileNotFoundError, "no network file"),
     (
         lambda n, F, U, p: spon.load(saved(p), UnitSquareMesh(5, 5)),

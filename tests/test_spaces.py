@@ -87,7 +87,7 @@ def test_tensors_do_not_alias_functions():
     assert abs(g.dat.data_ro).max() == 0
 
 
-def test_dtype_and_gradients():
+def test_a_single_precision_tensor_that_needs_a_gradient_becomes_a_function():
     V = space("triangle", "CG", 1)
     f = random_function(V)
     x = fem.to_tensor(f, dtype=torch.float32).requires_grad_()

@@ -8,6 +8,7 @@ from spon.fem.problem import fill
 from spon.fem.spaces import (
     is_function,
     mesh_of,
+    require_mesh,
     require_primal_space,
     require_serial,
     signature,
@@ -29,6 +30,7 @@ __all__ = [
     "mesh_of",
     "mesh_tags",
     "read_mesh",
+    "require_mesh",
     "require_primal_space",
     "require_serial",
     "signature",

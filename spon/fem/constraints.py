@@ -15,14 +15,21 @@ from ufl.algorithms import extract_coefficients
 from spon.fem.spaces import mesh_of, name_of, require_serial, to_function
 
 __all__ = [
+    "ValuesOnOneMesh",
     "bc_from_json",
     "bc_to_json",
     "bcs_from_values",
     "boundary_violation",
+    "captured_value",
     "checked_bcs",
     "essential_values",
     "move_bc",
 ]
+
+
+def is_rule(bcs: Any) -> bool:
+    """Whether conditions are given as a function of the space."""
+    return callable(bcs) and not isinstance(bcs, DirichletBC)
 
 
 def checked_bcs(U: Any, bcs: Any) -> list[Any]:
@@ -46,7 +53,7 @@ def checked_bcs(U: Any, bcs: Any) -> list[Any]:
     ValueError
         If a condition belongs to another space, or constrains no dof at all.
     """
-    if callable(bcs) and not isinstance(bcs, DirichletBC):
+    if is_rule(bcs):
         bcs = bcs(U)
     if bcs is None:
         return []
@@ -178,29 +185,57 @@ def bcs_from_values(U: Any, described: Sequence[dict[str, Any]], values: np.ndar
     g = to_function(torch.from_numpy(values), U)
     bcs = []
     for data in described:
-        value = data["value"]
-        if value is None:
-            part = g
-            for index in data["indices"]:
-                part = part.sub(index)
-            value = part
-        bcs.append(DirichletBC(_sub_space(U, data["indices"]), value, _tags(data["sub_domain"])))
+        space, tags = _sub_space(U, data["indices"]), _tags(data["sub_domain"])
+        if data["value"] is None:
+            bcs.append(ValuesOnOneMesh(space, _sub_space(g, data["indices"]), tags))
+        else:
+            bcs.append(DirichletBC(space, data["value"], tags))
     return bcs
 
 
-def move_bc(bc: Any, U: Any) -> Any:
+class ValuesOnOneMesh(DirichletBC):
+    """A condition whose values are known at the boundary dofs of its mesh and nowhere else."""
+
+
+def captured_value(bc: Any) -> Any:
+    """The value of a condition now, safe from later changes of a Function or a Constant."""
+    value = bc._original_arg
+    if isinstance(bc, ValuesOnOneMesh):
+        return None
+    if isinstance(value, Function):
+        space = value.function_space()
+        # Not `copy`, which fails for a component of a vector function.
+        return Function(FunctionSpace(mesh_of(space), space.ufl_element())).interpolate(value)
+    constant = _constant(value)
+    return value if constant is None else constant
+
+
+def move_bc(bc: Any, value: Any, U: Any) -> Any:
     """The same condition on the same element of another mesh.
 
     Constants are taken over, expressions of the coordinates are evaluated on the new mesh, and
     functions are interpolated to it.
+
+    Parameters
+    ----------
+    bc : DirichletBC
+    value : number, UFL expression or Function
+        What `captured_value` returned.
+    U : FunctionSpace
+        On the new mesh.
 
     Raises
     ------
     ValueError
         If the values cannot be moved, or the mesh lacks the boundary tag.
     """
+    if isinstance(bc, ValuesOnOneMesh):
+        raise ValueError(
+            f"The boundary condition on {bc.sub_domain} has values that vary in space and comes "
+            "from a file, which holds them on its own mesh only: give the conditions of the other "
+            "mesh with bcs=."
+        )
     space = _sub_space(U, list(bc._indices))
-    value = bc._original_arg
     if _constant(value) is None:
         value = _moved(value, bc.function_space(), space)
     moved = DirichletBC(space, value, bc.sub_domain)

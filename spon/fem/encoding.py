@@ -24,7 +24,7 @@ from spon.fem.maps import evaluation_map, sparse_map
 from spon.fem.spaces import mesh_of, name_of
 from spon.sparse import InverseMap, SparseMap
 
-__all__ = ["L2Projection", "LeastSquares", "grid_points"]
+__all__ = ["L2Projection", "LeastSquares", "checked_grid", "grid_points"]
 
 # Below this ratio of the smallest to the largest eigenvalue of the normal equations the data do
 # not determine the function: the remaining digits would be round-off.
@@ -38,7 +38,8 @@ class L2Projection(nn.Module):
     ----------
     source, target : FunctionSpace
         Spaces of the same value shape. From another mesh, the source is evaluated at the
-        quadrature points of the target's mesh.
+        quadrature points of the target's mesh: exact where its pieces are those of the target's
+        cells, with the error of the quadrature where a cell of the target cuts them.
 
     Raises
     ------
@@ -118,6 +119,19 @@ class LeastSquares(nn.Module):
         return x + self.inverse(gradient)
 
 
+def checked_grid(grid: Any) -> tuple[int, ...]:
+    """Numbers of pixels along each axis as integers.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not a positive integer.
+    """
+    if any(int(n) != n or n < 1 for n in grid):
+        raise ValueError(f"The grid counts pixels along each axis, got {tuple(grid)}.")
+    return tuple(int(n) for n in grid)
+
+
 def grid_points(grid: Any, box: Any) -> np.ndarray:
     """Centres of the pixels of a regular image.
 
@@ -144,8 +158,6 @@ def grid_points(grid: Any, box: Any) -> np.ndarray:
             f"Expected a box of shape ({len(grid)}, 2) with lower < upper for a grid of "
             f"{tuple(grid)} pixels, got {box.tolist()}."
         )
-    if any(int(n) != n or n < 1 for n in grid):
-        raise ValueError(f"The grid counts pixels along each axis, got {tuple(grid)}.")
     axes = [
         low + (high - low) * (np.arange(n) + 0.5) / n
         for n, (low, high) in zip(grid, box, strict=True)
@@ -154,7 +166,10 @@ def grid_points(grid: Any, box: Any) -> np.ndarray:
 
 
 def _moments_at_points(source: Any, target: Any) -> SparseMap:
-    degree = 2 * target.ufl_element().embedded_superdegree
+    degree = max(
+        source.ufl_element().embedded_superdegree + target.ufl_element().embedded_superdegree,
+        2 * target.ufl_element().embedded_superdegree,
+    )
     mesh, shape = mesh_of(target), target.value_shape
     if not shape:
         at_points = FunctionSpace(mesh, "Quadrature", degree)

@@ -15,10 +15,18 @@ from firedrake import (
     interpolate,
 )
 from scipy.stats import norm
+from ufl import zero
 
 from spon.fem.maps import sparse_map
 from spon.fem.matern import Boundary, Matern
-from spon.fem.samplers import FieldSampler, describe_value, nodal_values, number, positive
+from spon.fem.samplers import (
+    FieldSampler,
+    describe_value,
+    nodal_values,
+    number,
+    positive,
+    require_points,
+)
 from spon.fem.spaces import mesh_of, signature
 
 __all__ = ["GaussianRandomField", "RandomBoundaryData", "TwoPhase"]
@@ -143,8 +151,8 @@ class TwoPhase(FieldSampler):
     Parameters
     ----------
     V : FunctionSpace
-        Usually DG 0. Values are taken point by point and then interpolated; only in spaces of
-        degree 0, or discontinuous ones fed node by node, they stay two-valued.
+        One whose dofs are values at points, usually DG 0. Values are taken dof by dof: fields in
+        spaces of degree 0 are two-valued everywhere, others between their nodes are not.
     length : float
         Correlation length of the Gaussian field: the size of the patches.
     low, high : float
@@ -159,6 +167,8 @@ class TwoPhase(FieldSampler):
     ------
     TypeError, ValueError
         If an option is wrong.
+    NotImplementedError
+        For Raviart-Thomas, Nedelec, mixed and similar spaces, whose dofs are no values at points.
     """
 
     def __init__(
@@ -171,6 +181,7 @@ class TwoPhase(FieldSampler):
         **options: Any,
     ) -> None:
         super().__init__(V)
+        require_points(V, "TwoPhase")
         forbidden = options.keys() & {"std", "mean", "transform"}
         if forbidden:
             raise TypeError(f"TwoPhase sets {sorted(forbidden)} itself.")
@@ -223,7 +234,7 @@ class RandomBoundaryData(FieldSampler):
         super().__init__(V)
         self.tags = tags
         try:
-            nodes = DirichletBC(V, 0 if V.value_size == 1 else (0,) * V.value_size, tags).nodes
+            nodes = DirichletBC(V, zero(V.value_shape), tags).nodes
         except (LookupError, ValueError) as error:
             raise ValueError(f"No boundary of the mesh has the tags {tags!r}: {error}") from error
         if len(nodes) == 0:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.maps import sparse_map
+from spon.fem.spaces import mesh_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Graph, Spectrum
 from spon.sparse import SparseMap
 
@@ -56,13 +57,16 @@ def build_geometry(
     Raises
     ------
     ValueError
-        If the spaces live on different meshes, or the request asks for too few modes.
+        If the spaces live on different meshes, or the conditions leave no node free.
+    NotImplementedError
+        If the mesh is distributed over several processes.
     """
-    mesh = _mesh(output_space)
+    mesh = mesh_of(output_space)
+    require_serial(mesh, "build_geometry")
     for space in input_spaces:
-        if _mesh(space) != mesh:
+        if mesh_of(space) != mesh:
             raise ValueError(
-                f"The input space {space} lives on {_mesh(space)}, the output space on {mesh}: "
+                f"The input space {space} lives on {mesh_of(space)}, the output space on {mesh}: "
                 "interpolate the input into a space on the output's mesh first."
             )
     if not request.nodes:
@@ -104,8 +108,10 @@ class _Latent:
         self.weights = volumes / self.volume
         self.mean = sp.csr_matrix(sp.diags(1.0 / volumes) @ node.T @ sp.diags(shares))
         self.cells_of_node = sp.csr_matrix(node.T @ cell)
+        self.node_of, self.cell_of = node.indices, cell.indices
         self.gdim = int(mesh.geometric_dimension)
-        self.length = self.volume ** (1.0 / self.gdim)
+        self.tdim = int(mesh.topological_dimension)
+        self.length = self.volume ** (1.0 / self.tdim)
 
     def lift(self, expression: Any, shape: tuple[int, ...]) -> sp.csr_matrix:
         """Values of an expression of one trial function, shape (nodes * components, dim)."""
@@ -260,7 +266,7 @@ def _patches(latent: _Latent, count: int) -> sp.csr_matrix | None:
     different patches.
     """
     positions, nodes = latent.positions(), len(latent.weights)
-    size = count ** (-1.0 / latent.gdim)
+    size = count ** (-1.0 / latent.tdim)
     # The offset keeps the nodes of regular meshes away from the faces of boxes.
     box = np.floor(positions / size + 0.0137 * np.arange(1, latent.gdim + 1)).astype(np.int64)
     _, label = np.unique(box, axis=0, return_inverse=True)
@@ -307,30 +313,34 @@ def _averaged_spectrum(
 
 def _graph(latent: _Latent) -> Graph:
     """Edges between nodes that share a cell, weighted by the cells that they share."""
-    incidence = latent.cells_of_node
-    shared = sp.coo_matrix(incidence @ sp.diags(latent.cell_volumes) @ incidence.T)
-    off = shared.row != shared.col
-    receiver, sender, volume = shared.row[off], shared.col[off], shared.data[off]
-    edges, nodes = len(receiver), len(latent.weights)
-    positions = latent.positions()
-    step = positions[sender] - positions[receiver]
+    nodes, gdim = len(latent.weights), latent.gdim
+    # Vectors are taken inside a cell: on a periodic mesh the nodes themselves may lie far apart.
+    local = fd.FunctionSpace(latent.space.mesh(), _shaped(latent.broken, (gdim,)))
+    points = fd.Function(local).interpolate(fd.SpatialCoordinate(latent.space.mesh()))
+    points = points.dat.data_ro.reshape(-1, gdim) / latent.length
+    in_cell = np.argsort(latent.cell_of, kind="stable").reshape(len(latent.cell_volumes), -1)
+    i, j = np.nonzero(~np.eye(in_cell.shape[1], dtype=bool))
+    one, two = in_cell[:, i].ravel(), in_cell[:, j].ravel()
+    pairs = latent.node_of[one].astype(np.int64) * nodes + latent.node_of[two]
+    pairs, first, edge = np.unique(pairs, return_index=True, return_inverse=True)
+    receiver, sender = np.divmod(pairs, nodes)
+    edges = len(pairs)
+    volume = np.bincount(edge, weights=latent.cell_volumes[latent.cell_of[one]])
+    step = points[two[first]] - points[one[first]]
     distance = np.linalg.norm(step, axis=1)
     to_node = sp.csr_matrix((volume, (receiver, np.arange(edges))), shape=(nodes, edges))
     mean = sp.diags(1.0 / np.asarray(to_node.sum(axis=1)).ravel()) @ to_node
     size = (mean @ distance)[receiver]
     features = np.column_stack([step / size[:, None], distance / size, distance])
+    senders = sp.csr_matrix((np.ones(edges), (np.arange(edges), sender)), shape=(edges, nodes))
     return Graph(
-        features=_tensor(features),
-        senders=SparseMap(
-            sp.csr_matrix((np.ones(edges), (np.arange(edges), sender)), shape=(edges, nodes))
-        ),
-        mean=SparseMap(sp.csr_matrix(mean)),
+        features=_tensor(features), senders=SparseMap(senders), mean=SparseMap(sp.csr_matrix(mean))
     )
 
 
 def _empty(inputs: int, output_space: Any) -> Geometry:
     nothing = SparseMap(sp.csr_matrix((0, 0)))
-    gdim = int(_mesh(output_space).geometric_dimension)
+    gdim = int(mesh_of(output_space).geometric_dimension)
     zeros = torch.zeros(0, dtype=torch.float64)
     return Geometry(zeros.reshape(0, gdim), zeros, zeros, [nothing] * inputs, nothing)
 
@@ -338,11 +348,6 @@ def _empty(inputs: int, output_space: Any) -> Geometry:
 def _default_degree(space: Any) -> int:
     degrees = [np.max(part.ufl_element().embedded_superdegree) for part in space.subspaces]
     return int(min(max(*degrees, 1), _MAX_DEGREE))
-
-
-def _mesh(space: Any) -> Any:
-    # The parts of a mixed space could live on different meshes; here they never do.
-    return space.subspaces[0].mesh()
 
 
 def _continuous_and_broken(mesh: Any, degree: int) -> tuple[Any, Any]:

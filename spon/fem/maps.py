@@ -21,11 +21,13 @@ from firedrake import (
     assemble,
 )
 from firedrake import interpolate as ufl_interpolate
+from firedrake.exceptions import DofNotDefinedError
 from firedrake.matrix import MatrixBase
 from tsfc.ufl_utils import extract_firedrake_constants, hash_expr
 from ufl.algorithms import extract_coefficients
 
 from spon.fem.elements import element_to_json
+from spon.fem.interpolation import interpolation_matrix
 from spon.fem.spaces import mesh_of, name_of, require_serial
 from spon.sparse import SparseMap
 
@@ -80,14 +82,17 @@ def sparse_map(form: Any, dtype: torch.dtype = torch.float64) -> SparseMap:
     for argument in arguments:
         require_serial(mesh_of(argument.function_space()), "sparse_map")
     key = f"{_key(form)}:{dtype}"
-    if key in _cache:
-        _cache.move_to_end(key)
-        return _cache[key]
-    result = SparseMap(_csr(assemble(form, mat_type="aij")), dtype)
-    _cache[key] = result
-    if len(_cache) > _CACHE_ENTRIES:
-        _cache.popitem(last=False)
-    return result
+    if key not in _cache:
+        is_form = isinstance(form, ufl.Form)
+        matrix = (
+            _csr(assemble(form, mat_type="aij")) if is_form else interpolation_matrix(form, _csr)
+        )
+        _cache[key] = SparseMap(matrix, dtype)
+        if len(_cache) > _CACHE_ENTRIES:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    # A module of its own on the same storage: `.to(dtype)` of one user must not reach another.
+    return _cache[key].T.T
 
 
 def interpolation_map(source: Any, target: Any, dtype: torch.dtype = torch.float64) -> SparseMap:
@@ -113,7 +118,13 @@ def interpolation_map(source: Any, target: Any, dtype: torch.dtype = torch.float
             f"({name_of(source)}) into {name_of(target)} of value "
             f"shape {target.value_shape}."
         )
-    return sparse_map(ufl_interpolate(TrialFunction(source), target), dtype)
+    try:
+        return sparse_map(ufl_interpolate(TrialFunction(source), target), dtype)
+    except DofNotDefinedError as error:
+        raise ValueError(
+            f"Some nodes of {name_of(target)} lie outside the mesh of {name_of(source)}: the mesh "
+            "of the source must cover that of the target."
+        ) from error
 
 
 def evaluation_map(V: Any, points: Any, dtype: torch.dtype = torch.float64) -> SparseMap:
@@ -236,9 +247,9 @@ def _key(form: Any) -> str:
         text.append(repr(element_to_json(V.ufl_element())))
     unique = (mesh for domain in domains for mesh in domain.meshes)
     for mesh in (*unique, *(mesh_of(V) for V in spaces)):
-        text.append(f"{_token(mesh)}.{mesh.coordinates.dat.dat_version}")
+        text.append(f"{_token(mesh)}.{_values(mesh.coordinates)}")
     for coefficient in extract_coefficients(form):
-        text.append(f"{_token(coefficient)}.{_version(coefficient)}")
+        text.append(f"{_token(coefficient)}.{_values(coefficient)}")
     for constant in extract_firedrake_constants(form):
         text.append(repr(np.asarray(constant.dat.data_ro).tolist()))
     return hashlib.sha256("|".join(text).encode()).hexdigest()
@@ -251,5 +262,9 @@ def _token(thing: Any) -> int:
     return _tokens[thing]
 
 
-def _version(coefficient: Any) -> str:
-    return ".".join(str(part.dat.dat_version) for part in coefficient.subfunctions)
+def _values(f: Any) -> str:
+    """Hash of the values: a version number misses what is written through an array held earlier."""
+    digest = hashlib.sha256()
+    for part in f.subfunctions:
+        digest.update(np.ascontiguousarray(part.dat.data_ro).tobytes())
+    return digest.hexdigest()

@@ -168,6 +168,14 @@ class Problem:
         """The function space of each input and output, by name."""
         return {k: f.function_space() for k, f in (self.inputs | self.outputs).items()}
 
+    def boundary_of(self) -> str | None:
+        """The output whose space the boundary data have; None if there is none or several."""
+        if self.boundary is None:
+            return None
+        V = self.boundary.function_space()
+        names = [name for name, u in self.outputs.items() if u.function_space() == V]
+        return names[0] if len(names) == 1 else None
+
     def signatures(self) -> dict[str, SpaceSignature]:
         """The signature of each input's and output's space, by name."""
         return {name: signature(V) for name, V in self.spaces().items()}

@@ -27,6 +27,7 @@ __all__ = [
     "is_function",
     "mesh_of",
     "name_of",
+    "require_mesh",
     "require_primal_space",
     "require_serial",
     "signature",
@@ -87,6 +88,17 @@ def require_primal_space(V: Any, what: str) -> None:
         )
 
 
+def require_mesh(mesh: Any) -> None:
+    """Refuse what is not a Firedrake mesh.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(mesh, MeshGeometry):
+        raise TypeError(f"Expected a Firedrake mesh, got {type(mesh).__name__}.")
+
+
 def space_on(V: Any, mesh: Any) -> Any:
     """The space with the element of `V` on another mesh.
 
@@ -97,8 +109,7 @@ def space_on(V: Any, mesh: Any) -> Any:
     ValueError
         If the meshes have different kinds of cells.
     """
-    if not isinstance(mesh, MeshGeometry):
-        raise TypeError(f"Expected a Firedrake mesh, got {type(mesh).__name__}.")
+    require_mesh(mesh)
     return space_from_element(mesh, element_to_json(V.ufl_element()))
 
 
