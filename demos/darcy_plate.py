@@ -52,14 +52,16 @@ unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5"
 torch.manual_seed(0)
 net = spon.OperatorNetwork(
     spon.Encoder(K),
-    spon.processors.Spectral(),
+    spon.processors.Spectral(layers=3),
     spon.Decoder(U, bcs=ends),
 )
 spon.fit(
     net,
     samples,
     loss=spon.losses.RelativeError(U, "L2"),
-    epochs=2 if QUICK else 60,
+    epochs=2 if QUICK else 20,
+    batch_size=8,
+    lr=4e-3,
     checkpoint=OUT / "training.pt",
     log=OUT / "training.csv",
     plot=OUT / "training.png",

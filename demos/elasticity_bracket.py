@@ -55,12 +55,14 @@ samples = spon.generate(problem, sampler, 40 if QUICK else 800, OUT / "train.h5"
 unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5", seed=1)
 
 torch.manual_seed(0)
-net = spon.OperatorNetwork(spon.Encoder(T), spon.processors.Spectral(), spon.Decoder(U, bcs=bolts))
+net = spon.OperatorNetwork(
+    spon.Encoder(T), spon.processors.Spectral(layers=3), spon.Decoder(U, bcs=bolts)
+)
 spon.fit(
     net,
     samples,
     loss=spon.losses.RelativeError(U, "L2"),
-    epochs=2 if QUICK else 40,
+    epochs=2 if QUICK else 12,
     checkpoint=OUT / "training.pt",
     log=OUT / "training.csv",
     plot=OUT / "training.png",

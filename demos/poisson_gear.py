@@ -42,12 +42,15 @@ samples = spon.generate(problem, sampler, 40 if QUICK else 1000, OUT / "train.h5
 unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5", seed=1)
 
 torch.manual_seed(0)
-net = spon.OperatorNetwork(spon.Encoder(F), spon.processors.Spectral(), spon.Decoder(U, bcs=rim))
+net = spon.OperatorNetwork(
+    spon.Encoder(F), spon.processors.Spectral(layers=3), spon.Decoder(U, bcs=rim)
+)
 spon.fit(
     net,
     samples,
     loss=spon.losses.RelativeError(U, "L2"),
-    epochs=2 if QUICK else 40,
+    epochs=2 if QUICK else 10,
+    lr=4e-3,
     checkpoint=OUT / "training.pt",
     log=OUT / "training.csv",
     plot=OUT / "training.png",

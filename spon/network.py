@@ -15,6 +15,7 @@ from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
 from spon.normalisation import Normaliser
 from spon.processors import Field, Geometry, Processor
+from spon.sparse import SparseMap
 
 __all__ = ["OperatorNetwork"]
 
@@ -122,8 +123,14 @@ class OperatorNetwork(nn.Module):
         self._check_count(inputs)
         with torch.no_grad():
             for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True):
-                norm.fit(encoder(x.to(self.device, self.dtype)))
-            self.output_norm.fit(output.to(self.device, self.dtype))
+                norm.fit(encoder(x.to(self.device, self.dtype)), self._masses(encoder.space))
+            output = output.to(self.device, self.dtype)
+            self.output_norm.fit(output, self._masses(self.decoder.space))
+
+    def _masses(self, space: Any) -> list[SparseMap] | None:
+        # Where the weights serve on any mesh, so must the scales: dofs that are integrals over
+        # facets or edges shrink with them, the values of the functions do not.
+        return fem.mean_mass(space) if self.processor.mesh_independent else None
 
     def forward(self, *inputs: Any, boundary: Any = None) -> Any:
         """Apply the operator.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spon.sparse import SparseMap
+
 __all__ = ["Normaliser"]
 
 
@@ -35,12 +37,16 @@ class Normaliser(nn.Module):
         self.register_buffer("scale", torch.ones(len(sizes)))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
-    def fit(self, x: Tensor) -> None:
+    def fit(self, x: Tensor, masses: Sequence[SparseMap] | None = None) -> None:
         """Take mean and root mean square deviation of each block from data.
 
         Parameters
         ----------
         x : Tensor, shape (n, sum of sizes)
+        masses : sequence of SparseMap, shapes (size, size), optional
+            Mass matrix of each block over the measure of the domain. With them mean and deviation
+            are those of the functions' values, which are the same on every mesh; without, those of
+            the dofs.
 
         Raises
         ------
@@ -60,8 +66,15 @@ class Normaliser(nn.Module):
         for i, (block, centre) in enumerate(
             zip(x.double().split(self.sizes, dim=1), self.centred, strict=True)
         ):
-            mean = block.mean() if centre else block.new_zeros(())
-            scale = (block - mean).square().mean().sqrt()
+            if masses is None:
+                mean = block.mean() if centre else block.new_zeros(())
+                scale = (block - mean).square().mean().sqrt()
+            else:
+                mass = masses[i].to(block.device)
+                one = torch.ones(self.sizes[i], 1, dtype=block.dtype, device=block.device)
+                mean = (block @ mass(one)).mean() if centre else block.new_zeros(())
+                centred = (block - mean).T
+                scale = (centred * mass(centred)).sum(dim=0).mean().sqrt()
             self.mean[i] = mean
             # A block that is constant up to round-off carries no information: leave it at zero.
             constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()

@@ -224,6 +224,16 @@ def test_graph_joins_nodes_that_share_a_cell(degree):
     assert torch.allclose(graph.mean(graph.features[:, 2:3]), ones[: geometry.nodes])
 
 
+def test_edges_of_a_periodic_mesh_are_short():
+    mesh = fd.PeriodicUnitSquareMesh(6, 6)
+    space = fd.FunctionSpace(mesh, "CG", 1)
+    graph = build_geometry(GeometryRequest(edges=True), [], space).graph
+    assert graph.features.shape[0] == 36 * 6
+    assert float(graph.features[:, -1].max()) == pytest.approx(np.sqrt(2) / 6)
+    # Each edge is there both ways: the vectors of all edges cancel at every node.
+    assert graph.mean(graph.features[:, :2].contiguous()).abs().max() < 1e-12
+
+
 def test_patches_are_means_over_neighbours():
     mesh = fd.UnitSquareMesh(20, 20)
     space = fd.FunctionSpace(mesh, "CG", 1)

@@ -97,7 +97,6 @@ def test_uniform_refinement_halves_the_change_of_the_output(name, vector):
             weight.mul_(0.5)
     outputs = [result(processor, mesh, vector) for mesh in meshes]
     changes = [distance(a, b) for a, b in itertools.pairwise(outputs)]
-    print(name, changes)
     assert changes[2] < 0.05
     # From first to last the mesh size falls by four: first order or better.
     assert changes[2] < 0.3 * changes[0]
@@ -117,7 +116,6 @@ def test_a_graded_mesh_gives_the_same_output(name):
             for weight in processor.parameters():
                 weight.mul_(0.5)
         changes.append(distance(result(processor, graded), result(processor, even)))
-    print(name, changes)
     assert changes[-1] < 0.1
     assert changes[-1] < 0.55 * changes[0]
 
@@ -278,8 +276,7 @@ def test_linear_path_solves_the_poisson_equation():
     with torch.no_grad():
         for weight in processor.parameters():
             weight.zero_()
-        # 1 / (1 + lambda) times the linear function of log(1 + lambda) that fits 1 + 1 / lambda
-        # best is a poor inverse; all ten polynomials together are an exact one.
+        # Fit the weights of the path to the solution operator: lambda -> 1 / lambda.
         function = processor.linear.constrained
         geometry = build_geometry(processor.request(), [space], space, bcs)
         spectrum = geometry.basis.constrained

@@ -2,7 +2,7 @@
 
 from spon.fem.constraints import boundary_violation
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
-from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, sparse_map
+from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, mean_mass, sparse_map
 from spon.fem.meshes import mesh_tags, read_mesh
 from spon.fem.problem import fill
 from spon.fem.spaces import (
@@ -27,6 +27,7 @@ __all__ = [
     "fill",
     "interpolation_map",
     "is_function",
+    "mean_mass",
     "mesh_of",
     "mesh_tags",
     "read_mesh",

@@ -13,12 +13,16 @@ import scipy.sparse as sp
 import torch
 import ufl
 from firedrake import (
+    Constant,
     FunctionSpace,
     Interpolate,
+    TestFunction,
     TrialFunction,
     VectorFunctionSpace,
     VertexOnlyMesh,
     assemble,
+    dx,
+    inner,
 )
 from firedrake import interpolate as ufl_interpolate
 from firedrake.exceptions import DofNotDefinedError
@@ -26,12 +30,19 @@ from firedrake.matrix import MatrixBase
 from tsfc.ufl_utils import extract_firedrake_constants, hash_expr
 from ufl.algorithms import extract_coefficients
 
-from spon.fem.elements import element_to_json
+from spon.fem.elements import element_to_json, space_from_element
 from spon.fem.interpolation import interpolation_matrix
 from spon.fem.spaces import mesh_of, name_of, require_serial
 from spon.sparse import SparseMap
 
-__all__ = ["clear_cache", "evaluation_map", "interpolation_map", "points_inside", "sparse_map"]
+__all__ = [
+    "clear_cache",
+    "evaluation_map",
+    "interpolation_map",
+    "mean_mass",
+    "points_inside",
+    "sparse_map",
+]
 
 _CACHE_ENTRIES = 128
 _cache: OrderedDict[str, SparseMap] = OrderedDict()
@@ -175,6 +186,28 @@ def evaluation_map(V: Any, points: Any, dtype: torch.dtype = torch.float64) -> S
     given = _point_space(cloud.input_ordering, V)
     order = _csr(assemble(ufl_interpolate(TrialFunction(at_points), given), mat_type="aij"))
     return SparseMap(order @ rows, dtype)
+
+
+def mean_mass(V: Any) -> list[SparseMap]:
+    """Mass matrix of each part of a space, divided by the measure of the domain.
+
+    Parameters
+    ----------
+    V : FunctionSpace
+
+    Returns
+    -------
+    list of SparseMap, shapes (dim of the part, dim of the part)
+        ``x @ M(x)`` is the mean over the domain of the square of the function's value.
+    """
+    mesh = mesh_of(V)
+    measure = float(assemble(Constant(1.0) * dx(domain=mesh)))
+    result = []
+    for part in V.subspaces:
+        space = space_from_element(mesh, element_to_json(part.ufl_element()))
+        mass = sparse_map(inner(TrialFunction(space), TestFunction(space)) * dx)
+        result.append(SparseMap(mass.to_scipy() / measure))
+    return result
 
 
 def points_inside(mesh: Any, points: np.ndarray) -> np.ndarray:

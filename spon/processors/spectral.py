@@ -57,7 +57,9 @@ class Spectral(Processor):
         Terms of the learned functions: Chebyshev polynomials in the logarithm of the eigenvalue.
     points : int, optional
         The layers before the last work on means over about so many patches of nodes, and cost the
-        same on every finer mesh. 0 lets them work on the nodes.
+        same on every finer mesh; 0 (default) lets them work on the nodes. Worth it on meshes with
+        many more nodes. Rough inputs look smoother in patches: weights that were trained with
+        patches belong on meshes that are fine enough to form them, and the other way round.
     basis : {"auto", "scalar", "vector"}, optional
         Kind of the eigenfunctions that vanish on the boundary. "auto" takes vector fields if the
         output has as many components as the mesh has coordinates.
