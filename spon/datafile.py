@@ -3,9 +3,11 @@
 Layout. Meshes lie at the top, as `firedrake.CheckpointFile` writes them. Everything else lies in
 the group ``spon``, with the attributes ``format``, ``version``, ``spon`` and ``firedrake``::
 
-    spon/inputs/NAME    (n, dim) float64, attributes: signature (JSON), position, mesh_number, mesh
-    spon/outputs/NAME   the same
-    spon/boundary       (n, dim) float64, may be missing
+    spon/inputs/NAME    (n, dim) float64, attributes: signature (JSON), position, mesh_number, mesh;
+                        with the signature null, values that are not in a space: (n, ...)
+    spon/outputs/NAME   the same, always with a signature
+    spon/boundary       (n, dim) float64, may be missing; attribute output: the output it belongs
+                        to, missing if that is not known
     spon/samples/run    (n,) int64: position in runs
     spon/samples/keys   (n, 2) int64: seed and number of the sample, -1 where unknown
     spon/runs           JSON text: how the samples were made
@@ -52,12 +54,13 @@ class Contents:
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
     boundary: np.ndarray | None
-    signatures: dict[str, SpaceSignature]
+    signatures: dict[str, SpaceSignature | None]
     runs: list[dict[str, Any]]
     run: np.ndarray
     keys: np.ndarray
     failures: list[dict[str, Any]]
     links: dict[str, MeshLink] = field(default_factory=dict)
+    boundary_of: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -77,9 +80,14 @@ def write_contents(path: str | os.PathLike[str], contents: Contents, spaces: Spa
     path : path
         Its folder is made if need be.
     contents : Contents
-        `links` are not used: `spaces` knows better.
+        `links` name the fields that must not lose their mesh; where it lies, `spaces` knows.
     spaces : SpaceStore
         Where the meshes come from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file that held the mesh of a field is gone.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +97,13 @@ def write_contents(path: str | os.PathLike[str], contents: Contents, spaces: Spa
         with h5py.File(scratch, "w") as file:
             root = file.create_group(_ROOT)
             links = spaces.write(file, list(contents.signatures), skip=_ROOT)
+            lost = [name for name in contents.links if name not in links]
+            if lost:
+                raise FileNotFoundError(
+                    f"The meshes of {lost} cannot be saved: the file that the data set was loaded "
+                    "from is gone. Put it back, or give the function spaces first: "
+                    f"data.attach({{{lost[0]!r}: V}})."
+                )
             _write_arrays(root, contents, links)
         os.replace(scratch, path)
     finally:
@@ -104,12 +119,15 @@ def _write_arrays(root: h5py.Group, contents: Contents, links: dict[str, MeshLin
         for position, (name, values) in enumerate(getattr(contents, kind).items()):
             item = _array(root, f"{kind}/{name}", values)
             item.attrs["position"] = position
-            item.attrs["signature"] = json.dumps(contents.signatures[name].to_json())
+            signature = contents.signatures[name]
+            item.attrs["signature"] = json.dumps(signature and signature.to_json())
             if name in links:
                 item.attrs["mesh_number"] = links[name].number
                 item.attrs["mesh"] = links[name].name
     if contents.boundary is not None:
-        _array(root, "boundary", contents.boundary)
+        item = _array(root, "boundary", contents.boundary)
+        if contents.boundary_of is not None:
+            item.attrs["output"] = contents.boundary_of
     _array(root, "samples/run", contents.run)
     _array(root, "samples/keys", contents.keys)
     # As data sets: an attribute holds 64 kB at most, and failures may be many.
@@ -162,20 +180,25 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
 
 def _read(root: h5py.Group) -> Contents:
     fields: dict[str, dict[str, np.ndarray]] = {}
-    signatures, links = {}, {}
+    signatures: dict[str, SpaceSignature | None] = {}
+    links = {}
     for kind in ("inputs", "outputs"):
         group = root[kind]
         fields[kind] = {}
         for name in sorted(group, key=lambda k: int(group[k].attrs["position"])):
             item = group[name]
             fields[kind][name] = item[()]
-            signatures[name] = SpaceSignature.from_json(json.loads(item.attrs["signature"]))
+            signature = json.loads(item.attrs["signature"])
+            signatures[name] = signature and SpaceSignature.from_json(signature)
             if "mesh" in item.attrs:
                 links[name] = MeshLink(int(item.attrs["mesh_number"]), str(item.attrs["mesh"]))
+    boundary = root.get("boundary")
+    output = None if boundary is None else boundary.attrs.get("output")
     return Contents(
         inputs=fields["inputs"],
         outputs=fields["outputs"],
-        boundary=root["boundary"][()] if "boundary" in root else None,
+        boundary=None if boundary is None else boundary[()],
+        boundary_of=None if output is None else str(output),
         signatures=signatures,
         runs=json.loads(root["runs"][()]),
         run=root["samples/run"][()],

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from spon.arrays import coefficient_rows, coefficients, integers, named
-from spon.datafile import Contents, DatasetFileError, read_contents, write_contents
+from spon.datafile import (
+    Contents,
+    DatasetFileError,
+    MeshLink,
+    read_contents,
+    write_contents,
+)
 from spon.fem.spaces import mesh_of, signature, to_tensor
 from spon.fem.spacestore import SpaceStore
 from spon.signature import SpaceSignature
@@ -27,7 +33,7 @@ __all__ = ["Dataset", "DatasetFileError", "Failure"]
 
 # The arguments of Dataset, which are its attributes, too.
 _PARTS = (
-    *("inputs", "outputs", "input_signatures", "output_signatures", "boundary"),
+    *("inputs", "outputs", "input_signatures", "output_signatures", "boundary", "boundary_of"),
     *("runs", "run", "keys", "failures"),
 )
 
@@ -59,11 +65,17 @@ class Dataset:
     Attributes
     ----------
     inputs : dict of str to Tensor, each of shape (n, dim_i), float64
-        Ordered as the inputs of the network.
+        Ordered as the inputs of the network. Values at points and images, which are in no space,
+        have the shape (n, ...) that their encoder takes.
     outputs : dict of str to Tensor, each of shape (n, dim), float64
     boundary : Tensor, shape (n, dim), float64, or None
         Essential boundary values, sample by sample.
-    input_signatures, output_signatures : dict of str to SpaceSignature
+    boundary_of : str or None
+        The output whose boundary values those are; None without them, or if several outputs could
+        be meant and nobody said which. It may be set.
+    input_signatures : dict of str to SpaceSignature or None
+        None for values at points and images.
+    output_signatures : dict of str to SpaceSignature
     runs : tuple of dict
         How the samples were made: sampler, seed, versions.
     run : array, shape (n,), int64
@@ -78,23 +90,24 @@ class Dataset:
         self,
         inputs: Mapping[str, Any],
         outputs: Mapping[str, Any],
-        input_signatures: Mapping[str, SpaceSignature],
+        input_signatures: Mapping[str, SpaceSignature | None],
         output_signatures: Mapping[str, SpaceSignature],
         boundary: Any | None = None,
         runs: Sequence[dict[str, Any]] = ({"made_by": "user"},),
         run: Any | None = None,
         keys: Any | None = None,
         failures: Sequence[Failure] = (),
+        boundary_of: str | None = None,
     ) -> None:
         self.input_signatures = dict(input_signatures)
         self.output_signatures = dict(output_signatures)
-        self.inputs = coefficients(inputs, self.input_signatures, "inputs")
+        self.inputs = _inputs(inputs, self.input_signatures)
         self.outputs = coefficients(outputs, self.output_signatures, "outputs")
         shared = self.inputs.keys() & self.outputs.keys()
         if shared:
             raise ValueError(f"The names {sorted(shared)} are used for an input and an output.")
         self.boundary = None if boundary is None else coefficient_rows("boundary", boundary)
-        self._check_boundary()
+        self.boundary_of = self._boundary_owner(boundary_of)
         arrays = {**self.inputs, **self.outputs}
         if self.boundary is not None:
             arrays["boundary"] = self.boundary
@@ -107,14 +120,32 @@ class Dataset:
         self.keys = integers("keys", keys, (n, 2), -1)
         self.failures = tuple(failures)
         self._spaces = SpaceStore()
+        self._links: dict[str, MeshLink] = {}
 
-    def _check_boundary(self) -> None:
+    def _boundary_owner(self, given: str | None) -> str | None:
+        if self.boundary is None:
+            return None
+        if given is not None and given not in self.outputs:
+            raise ValueError(
+                f"boundary_of={given!r} is no output, the outputs are {list(self.outputs)}."
+            )
         dims = {name: s.dim for name, s in self.output_signatures.items()}
-        if self.boundary is not None and self.boundary.shape[1] not in dims.values():
+        width = self.boundary.shape[1]
+        fitting = [name for name in self._boundary_candidates() if given in (None, name)]
+        if not fitting:
             raise ValueError(
                 f"boundary has shape {tuple(self.boundary.shape)}; its rows must be coefficient "
-                f"vectors of an output: {dims}."
+                f"vectors of an output: {dims if given is None else {given: dims[given]}}, "
+                f"not of {width} dofs."
             )
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _boundary_candidates(self) -> list[str]:
+        """Outputs that the boundary data have the size of."""
+        if self.boundary is None:
+            return []
+        width = self.boundary.shape[1]
+        return [k for k in self.outputs if self.output_signatures[k].dim == width]
 
     # ---- making
 
@@ -124,6 +155,7 @@ class Dataset:
         inputs: Mapping[str, Sequence[Any]],
         outputs: Mapping[str, Sequence[Any]],
         boundary: Sequence[Any] | None = None,
+        boundary_of: str | None = None,
     ) -> Dataset:
         """Collect the coefficients of Firedrake Functions.
 
@@ -133,11 +165,14 @@ class Dataset:
             All sequences equally long; the functions of a sequence live in one space.
         boundary : sequence of Function, optional
             Essential boundary values in the space of an output.
+        boundary_of : str, optional
+            The output that `boundary` belongs to, where several outputs have its space.
 
         Raises
         ------
         TypeError, ValueError
-            If something is no Function, or lengths or spaces differ.
+            If something is no Function, lengths or spaces differ, or the boundary functions are
+            not in the space of an output.
         """
         fields = {**named(inputs, "inputs"), **named(outputs, "outputs")}
         arrays, spaces = {}, {}
@@ -150,11 +185,21 @@ class Dataset:
             if arrays[name].ndim != 2:
                 raise TypeError(f"{name!r}: expected a list of Functions, got one Function.")
             spaces[name] = functions[0].function_space()
+        values = None
+        if boundary is not None:
+            functions = list(boundary)
+            try:
+                values = to_tensor(functions)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"boundary: {error}") from error
+            V = functions[0].function_space()
+            boundary_of = _owner(V, {k: spaces[k] for k in outputs}, boundary_of)
         return cls.from_arrays(
             {k: arrays[k] for k in inputs},
             {k: arrays[k] for k in outputs},
             spaces,
-            None if boundary is None else to_tensor(list(boundary)),
+            values,
+            boundary_of=boundary_of,
         )
 
     @classmethod
@@ -171,12 +216,16 @@ class Dataset:
         Parameters
         ----------
         inputs, outputs : mapping of str to array, each of shape (n, dim)
-            Rows are coefficient vectors in the dof order of the space.
-        spaces : mapping of str to FunctionSpace or SpaceSignature
-            For every input and output. Only FunctionSpaces bring a mesh along.
+            Rows are coefficient vectors in the dof order of the space. An input that is in no space
+            has the shape (n, ...): one array of values at points, or one image, for each sample.
+        spaces : mapping of str to FunctionSpace, SpaceSignature or None
+            For every input and output. Only FunctionSpaces bring a mesh along. None for an input
+            that is in no space, to be read by ``Encoder(V, points=...)`` or
+            ``Encoder(V, grid=..., box=...)``.
         boundary : array, shape (n, dim), optional
+            Essential boundary values as coefficients in the space of an output.
         **made
-            `runs`, `run`, `keys`, `failures` of the constructor.
+            `runs`, `run`, `keys`, `failures`, `boundary_of` of the constructor.
 
         Raises
         ------
@@ -187,12 +236,14 @@ class Dataset:
         missing = [name for name in names if name not in spaces]
         if missing:
             raise ValueError(f"spaces lacks {missing}: give the function space of each array.")
-        known = {
-            name: spaces[name]
-            if isinstance(spaces[name], SpaceSignature)
-            else signature(spaces[name])
-            for name in names
-        }
+        live = {k: spaces[k] for k in names if not isinstance(spaces[k], SpaceSignature | None)}
+        known = {k: signature(live[k]) if k in live else spaces[k] for k in names}
+        for name in outputs:
+            if known[name] is None:
+                raise ValueError(
+                    f"The output {name!r} needs a function space, got None: the network's values "
+                    "are coefficients in it. Only inputs may be in no space."
+                )
         data = cls(
             inputs,
             outputs,
@@ -201,9 +252,7 @@ class Dataset:
             boundary,
             **made,
         )
-        data._spaces = SpaceStore(
-            {k: spaces[k] for k in names if not isinstance(spaces[k], SpaceSignature)}
-        )
+        data._spaces = SpaceStore(live)
         return data
 
     @staticmethod
@@ -241,7 +290,7 @@ class Dataset:
         return len(next(iter(self.inputs.values())))
 
     def __repr__(self) -> str:
-        fields = [f"{k}: {s.describe()}" for k, s in self.signatures.items()]
+        fields = [f"{k}: {self._describe(k)}" for k in self.signatures]
         failed = f", {len(self.failures)} failed" if self.failures else ""
         return f"Dataset({len(self)} samples{failed}; " + "; ".join(fields) + ")"
 
@@ -273,7 +322,14 @@ class Dataset:
         changed = Dataset(**(same | changes))
         # The store itself: a space that was built once serves all parts.
         changed._spaces = self._spaces
+        changed._links = self._links
         return changed
+
+    def _describe(self, name: str) -> str:
+        found = self.signatures[name]
+        if found is not None:
+            return found.describe()
+        return f"values of shape {tuple(self.inputs[name].shape[1:])}"
 
     def __iter__(self) -> Iterator[Dataset]:
         return (self[i] for i in range(len(self)))
@@ -315,9 +371,9 @@ class Dataset:
     # ---- use
 
     @property
-    def signatures(self) -> dict[str, SpaceSignature]:
-        """Signatures of all inputs and outputs by name."""
-        return self.input_signatures | self.output_signatures
+    def signatures(self) -> dict[str, SpaceSignature | None]:
+        """Signatures of all inputs and outputs by name; None for what is in no space."""
+        return {**self.input_signatures, **self.output_signatures}
 
     def tensors(
         self, dtype: torch.dtype = torch.float64
@@ -326,7 +382,7 @@ class Dataset:
 
         Returns
         -------
-        inputs : tuple of Tensor, each of shape (n, dim_i)
+        inputs : tuple of Tensor, each of shape (n, dim_i), or (n, ...) where it is in no space
         output : Tensor, shape (n, dim)
         boundary : Tensor, shape (n, dim), or None
 
@@ -349,24 +405,34 @@ class Dataset:
     ) -> Dataset:
         """Keep some of the fields, in the order given; all of them where None is given.
 
+        The boundary data stay with the output that they belong to.
+
         Raises
         ------
         KeyError
             If there is no such field.
+        ValueError
+            If it is not known whether the boundary data belong to an output that is kept or to one
+            that is dropped.
         """
         ins = list(self.inputs if inputs is None else inputs)
         outs = list(self.outputs if outputs is None else outputs)
         for name, have in [(k, self.inputs) for k in ins] + [(k, self.outputs) for k in outs]:
             if name not in have:
                 raise KeyError(f"There is no field {name!r} here, only {list(have)}.")
-        dims = {self.output_signatures[k].dim for k in outs}
-        keep = self.boundary is not None and self.boundary.shape[1] in dims
+        owners = self._boundary_candidates() if self.boundary_of is None else [self.boundary_of]
+        kept = [name in outs for name in owners]
+        if any(kept) and not all(kept):
+            raise ValueError(
+                f"The boundary data may belong to any of the outputs {owners}, of which only some "
+                f"are chosen: say which first, data.boundary_of = {owners[0]!r}."
+            )
         return self._with(
             inputs={k: self.inputs[k] for k in ins},
             outputs={k: self.outputs[k] for k in outs},
             input_signatures={k: self.input_signatures[k] for k in ins},
             output_signatures={k: self.output_signatures[k] for k in outs},
-            boundary=self.boundary if keep else None,
+            boundary=self.boundary if any(kept) else None,
         )
 
     # ---- meshes
@@ -391,10 +457,15 @@ class Dataset:
         FileNotFoundError, spon.fem.meshfile.MeshFileError
             If the mesh cannot be read, or would number the dofs differently.
         RuntimeError
-            If the data set was made without a mesh.
+            If the data set was made without a mesh, or the input is in no space.
         """
         name = next(iter(self.outputs)) if name is None else name
-        return self._spaces.get(self._known(name), self.signatures[name])
+        expected = self.signatures[self._known(name)]
+        if expected is None:
+            raise RuntimeError(
+                f"The input {name!r} is in no function space: it holds {self._describe(name)}."
+            )
+        return self._spaces.get(name, expected)
 
     def mesh(self, name: str | None = None) -> Any:
         """The mesh of an input or output (the first output by default); raises as `space`."""
@@ -421,11 +492,11 @@ class Dataset:
             If a space is not the one that the data belong to.
         """
         for name, V in spaces.items():
-            found, wanted = signature(V), self.signatures[self._known(name)]
-            if found != wanted:
+            found = signature(V)
+            if found != self.signatures[self._known(name)]:
                 raise ValueError(
                     f"The space for {name!r} is {found.describe()}, the data belong to "
-                    f"{wanted.describe()}."
+                    f"{self._describe(name)}."
                 )
         self._spaces = self._spaces.with_live(spaces)
         return self
@@ -442,6 +513,8 @@ class Dataset:
 
         Raises
         ------
+        FileNotFoundError
+            If the file that the data set was loaded from, and so its mesh, is gone.
         spon.fem.meshfile.MeshFileError
             If Firedrake cannot store the mesh.
         """
@@ -456,6 +529,8 @@ class Dataset:
                 run=self.run,
                 keys=self.keys,
                 failures=[asdict(failure) for failure in self.failures],
+                links={k: link for k, link in self._links.items() if k in self.signatures},
+                boundary_of=self.boundary_of,
             ),
             self._spaces,
         )
@@ -473,21 +548,24 @@ class Dataset:
             read.
         """
         contents = read_contents(path)
+        known = {k: s for k, s in contents.signatures.items() if s is not None}
         try:
             data = cls(
                 contents.inputs,
                 contents.outputs,
                 {k: contents.signatures[k] for k in contents.inputs},
-                {k: contents.signatures[k] for k in contents.outputs},
+                {k: known[k] for k in contents.outputs},
                 contents.boundary,
                 contents.runs,
                 contents.run,
                 contents.keys,
                 [Failure(**failure) for failure in contents.failures],
+                contents.boundary_of,
             )
         except (TypeError, ValueError, KeyError) as error:
             raise DatasetFileError(f"{os.fspath(path)!r} is damaged: {error}") from error
         data._spaces = SpaceStore({}, contents.links, Path(path).resolve())
+        data._links = contents.links
         return data
 
 
@@ -497,10 +575,54 @@ def _require_alike(first: Dataset, other: Dataset, position: int) -> None:
         if a != b:
             raise ValueError(f"Data set {position} has the {what} {b}, the first one has {a}.")
     for name, sig in first.signatures.items():
-        if other.signatures[name] != sig:
+        # What is in no space must have the same shape.
+        if other.signatures[name] != sig or first._describe(name) != other._describe(name):
             raise ValueError(
-                f"{name!r} of data set {position} belongs to {other.signatures[name].describe()}, "
-                f"that of the first one to {sig.describe()}."
+                f"{name!r} of data set {position} belongs to {other._describe(name)}, "
+                f"that of the first one to {first._describe(name)}."
             )
     if (first.boundary is None) != (other.boundary is None):
         raise ValueError("Some of the data sets have boundary data and some have not.")
+    if first.boundary_of != other.boundary_of:
+        raise ValueError(
+            f"The boundary data of data set {position} belong to {other.boundary_of!r}, those of "
+            f"the first one to {first.boundary_of!r}."
+        )
+
+
+def _inputs(
+    fields: Mapping[str, Any], signatures: Mapping[str, SpaceSignature | None]
+) -> dict[str, Tensor]:
+    known = {k: s for k, s in signatures.items() if s is not None}
+    tensors: dict[str, Tensor] = {}
+    for name, values in named(fields, "inputs").items():
+        if name in known or name not in signatures:
+            tensors |= coefficients({name: values}, known, "inputs")
+        else:
+            tensors[name] = _values(name, values)
+    return tensors
+
+
+def _values(name: str, values: Any) -> Tensor:
+    """Values at points or images, one for each sample: shape (n, ...), float64."""
+    shape = np.shape(values)
+    if len(shape) < 2:
+        raise ValueError(
+            f"{name!r} has shape {shape}, expected (n, ...): an array of values for each sample."
+        )
+    rows = coefficient_rows(name, torch.as_tensor(values).flatten(1))
+    return rows.reshape(shape)
+
+
+def _owner(V: Any, spaces: Mapping[str, Any], given: str | None) -> str | None:
+    """The output whose space is `V`; None if there are several and none is named."""
+    found = [name for name, U in spaces.items() if U == V]
+    chosen = [name for name in found if given in (None, name)]
+    if not chosen:
+        here = {name: signature(U).describe() for name, U in spaces.items()}
+        wanted = "of an output" if given is None else f"of the output {given!r}"
+        raise ValueError(
+            f"The boundary functions are in {signature(V).describe()}, but must be in the space "
+            f"{wanted}: {here}."
+        )
+    return chosen[0] if len(chosen) == 1 else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,8 +47,9 @@ def generate(
     While it runs, finished samples lie in the folder ``path + ".parts"``; starting again with the
     same arguments goes on from there. When all are done, the file is written and the folder
     removed. If the file is there already, it is returned, and extended if it has fewer than `n`
-    samples. A sample whose solve fails (no convergence, NaN) is left out, logged as a warning, and
-    listed in `Dataset.failures`.
+    samples; a line in the log (logger ``spon``, level INFO) and above the progress bar says so. A
+    sample whose input cannot be drawn or whose solve fails (an ``ArithmeticError``, no convergence,
+    NaN) is left out, logged as a warning, and listed in `Dataset.failures`.
 
     Parameters
     ----------
@@ -82,7 +85,7 @@ def generate(
     NotImplementedError
         If a mesh is distributed.
     GenerationError
-        If no sample at all could be computed, or another process failed.
+        If none of the `n` samples could be computed, or another process failed.
     """
     problem = _checked_problem(problem)
     n = _checked_integer("n", n, 1)
@@ -93,7 +96,7 @@ def generate(
     path = Path(path)
     parts = Parts(path, run)
 
-    known = _on_first(comm, lambda: _open(path, parts, n))
+    known = _on_first(comm, lambda: _open(path, parts, n, progress))
     if known < n:
         mine = range(known + (comm.rank - known) % comm.size, n, comm.size)
         error: Exception | None = None
@@ -126,8 +129,8 @@ def _solve_all(
     )
     with bar:
         for i in left:
-            draw(np.random.default_rng([seed, i]))
             try:
+                draw(np.random.default_rng([seed, i]))
                 parts.write(i, problem.run())
             except SOLVE_FAILURES as error:
                 message = f"{type(error).__name__}: {error}"
@@ -136,7 +139,7 @@ def _solve_all(
             bar.update()
 
 
-def _open(path: Path, parts: Parts, n: int) -> int:
+def _open(path: Path, parts: Parts, n: int, progress: bool) -> int:
     """Check what is there, and return the number of samples that the file has already."""
     known = 0
     if path.exists():
@@ -149,6 +152,7 @@ def _open(path: Path, parts: Parts, n: int) -> int:
                 "the file."
             )
         known = len(old) + len(old.failures)
+        _tell(path, old, min(known, n), progress)
     if known >= n:
         parts.remove()
         return known
@@ -186,6 +190,7 @@ def _assemble(problem: Problem, path: Path, parts: Parts, n: int) -> None:
         {k: np.stack(rows[f"outputs.{k}"]) for k in problem.outputs},
         problem.spaces(),
         np.stack(rows["boundary"]) if "boundary" in rows else None,
+        boundary_of=problem.boundary_of(),
         runs=[parts.run | {"versions": versions()}],
         keys=[[seed, i] for i in indices],
         failures=failures,
@@ -193,10 +198,31 @@ def _assemble(problem: Problem, path: Path, parts: Parts, n: int) -> None:
     parts.remove()
 
 
+def _tell(path: Path, old: Dataset, used: int, progress: bool) -> None:
+    """Say that nothing is solved anew: Firedrake cannot be asked whether `solve` is the same."""
+    made = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    tools = ", ".join(f"{k} {v}" for k, v in old.runs[0].get("versions", {}).items())
+    message = (
+        f"Using {used} samples of {str(path)!r}, made {made} with {tools or 'unknown versions'}. "
+        "If solve has changed since, give the Problem another description=, or choose another "
+        "path, to make a new run."
+    )
+    _log.info(message)
+    if progress:
+        tqdm.write(message, file=sys.stderr)
+
+
 def _first(data: Dataset, n: int) -> Dataset:
     _log.info("The file has more than %d samples; the first %d are used.", n, n)
-    part = data[data.keys[:, 1] < n]
-    part.failures = tuple(failure for failure in data.failures if failure.index < n)
+    chosen = data.keys[:, 1] < n
+    failures = tuple(failure for failure in data.failures if failure.index < n)
+    if not chosen.any():
+        raise GenerationError(
+            f"None of the first {n} samples of the file could be computed. The first one: "
+            f"{failures[0].message}. Ask for more samples."
+        )
+    part = data[chosen]
+    part.failures = failures
     return part
 
 

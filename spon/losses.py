@@ -259,5 +259,6 @@ class RelativeError(_Relative):
 
 def _root(squared: Tensor) -> Tensor:
     """Square root with gradient zero, instead of infinite, at zero."""
-    positive = squared > torch.finfo(squared.dtype).tiny
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    # Asked in this direction, NaN is not zero: a diverged prediction must not look perfect.
+    zero = squared <= torch.finfo(squared.dtype).tiny
+    return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())

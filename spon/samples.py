@@ -34,6 +34,7 @@ class Samples:
     Attributes
     ----------
     inputs : tuple of Tensor, each of shape (n, dim_i)
+        Coefficients; or values at points or images, of shape (n, ...).
     output : Tensor, shape (n, dim)
     boundary : Tensor, shape (n, dim), or None
         Values on the constrained dofs of the output, sample by sample.

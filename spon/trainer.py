@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -358,6 +359,8 @@ class Trainer:
         processor = getattr(self.net, "processor", None)
         return {
             "network": f"{type(processor).__name__} {processor.config()}" if processor else None,
+            "encoders": [_encoder(e) for e in getattr(self.net, "encoders", ())],
+            "decoder": _decoder(getattr(self.net, "decoder", None)),
             "epochs": None if open_end else options.epochs,
             "batch_size over all processes": self.global_batch,
             "lr": options.lr,
@@ -377,6 +380,34 @@ class Trainer:
 def _seed(seed: int, epoch: int, stream: int) -> int:
     """A seed for each epoch and purpose, far apart for neighbouring numbers."""
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _encoder(encoder: Any) -> str:
+    """The input space, where its data come from, and a hash of how they are read."""
+    space, data = getattr(encoder, "signature", None), getattr(encoder, "data_signature", None)
+    if space is None:
+        return type(encoder).__name__
+    source = "values" if data is None else data.describe()
+    options = [getattr(encoder, k, None) for k in ("method", "points", "grid", "box", "smoothing")]
+    text = repr([None if x is None else np.asarray(x).tolist() for x in options])
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return space.describe() if data == space else f"{space.describe()} from {source} [{digest}]"
+
+
+def _decoder(decoder: Any) -> str | None:
+    """The output space, and which dofs are prescribed to what."""
+    if decoder is None:
+        return None
+    space = getattr(decoder, "signature", None)
+    text = type(decoder).__name__ if space is None else space.describe()
+    parts = [getattr(decoder, name, None) for name in ("constrained", "values")]
+    if not all(isinstance(part, Tensor) for part in parts):
+        return text
+    constrained, values = (part.detach().cpu().numpy() for part in parts if part is not None)
+    # Values of free dofs mean nothing.
+    prescribed = constrained.tobytes() + values[constrained].tobytes()
+    digest = hashlib.blake2b(prescribed, digest_size=4).hexdigest()
+    return f"{text}, {int(constrained.sum())} prescribed dofs [{digest}]"
 
 
 def _name(thing: Any) -> str:

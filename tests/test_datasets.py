@@ -300,6 +300,93 @@ def test_signatures_alone_have_no_mesh(data):
         bare.attach({"f": data.space("u")})
 
 
+def test_boundary_data_stay_with_their_output(mesh, tmp_path):
+    # As many dofs, but another space: the width of the array does not tell them apart.
+    other = UnitSquareMesh(3, 3, diagonal="right")
+    U, P = FunctionSpace(mesh, "CG", 1), FunctionSpace(other, "CG", 1)
+    assert U.dim() == P.dim() and signature(U) != signature(P)
+    f, g = random_functions(U, 4), random_functions(U, 4, seed=1)
+    outputs = {"p": random_functions(P, 4), "u": random_functions(U, 4, seed=2)}
+    data = Dataset.from_functions({"f": f}, outputs, g)
+    data.save(tmp_path / "data.h5")
+    for d in (data, Dataset.load(tmp_path / "data.h5"), data[:2], data.select(outputs=["u", "p"])):
+        assert d.boundary_of == "u"
+        assert d.select(outputs=["p"]).boundary is None
+        assert (d.select(outputs=["u"]).boundary == d.boundary).all()
+    with pytest.raises(ValueError, match=r"boundary functions are in CG 1 .*'p': 'CG 1"):
+        Dataset.from_functions({"f": f}, {"p": outputs["p"]}, g)
+    with pytest.raises(ValueError, match="in the space of the output 'p'"):
+        Dataset.from_functions({"f": f}, outputs, g, boundary_of="p")
+    with pytest.raises(ValueError, match="boundary: "):
+        Dataset.from_functions({"f": f}, outputs, [g[0], outputs["p"][0]])
+
+
+def test_boundary_data_of_one_of_two_outputs_in_a_space(mesh):
+    V = FunctionSpace(mesh, "CG", 1)
+    f, g = random_functions(V, 4), random_functions(V, 4, seed=1)
+    data = Dataset.from_functions({"f": f}, {"c": f, "mu": g}, g)
+    assert data.boundary_of is None and data.select(outputs=["mu", "c"]).boundary is not None
+    with pytest.raises(ValueError, match=r"any of the outputs \['c', 'mu'\].*boundary_of = 'c'"):
+        data.select(outputs=["mu"])
+    named = Dataset.from_functions({"f": f}, {"c": f, "mu": g}, g, boundary_of="c")
+    assert named.select(outputs=["mu"]).boundary is None
+    with pytest.raises(ValueError, match="belong to 'c', those of the first one to None"):
+        Dataset.concatenate([data, named])
+    with pytest.raises(ValueError, match="boundary_of='v' is no output"):
+        Dataset.from_arrays(
+            data.inputs, data.outputs, data.signatures, data.boundary, boundary_of="v"
+        )
+
+
+def test_inputs_in_no_space(mesh, tmp_path):
+    U = FunctionSpace(mesh, "CG", 1)
+    rng = np.random.default_rng(0)
+    values, images, u = (rng.standard_normal((6, *s)) for s in [(5, 2), (4, 3), (U.dim(),)])
+    spaces = {"x": None, "i": None, "f": U, "u": U}
+    data = Dataset.from_arrays({"x": values, "i": images, "f": u}, {"u": u}, spaces)
+    data.save(tmp_path / "data.h5")
+    back = Dataset.load(tmp_path / "data.h5")
+    assert back.input_signatures == {"x": None, "i": None, "f": signature(U)}
+    assert list(back.inputs) == ["x", "i", "f"]
+    assert (back.inputs["x"].numpy() == values).all() and (back.inputs["i"].numpy() == images).all()
+    assert "i: values of shape (4, 3)" in repr(back)
+    inputs, _, _ = back.tensors(torch.float32)
+    assert [tuple(x.shape) for x in inputs] == [(6, 5, 2), (6, 4, 3), (6, U.dim())]
+    first, last = back.split((0.5, 0.5), seed=2)
+    both = Dataset.concatenate([first, last])
+    assert both.inputs["i"].shape == (6, 4, 3)
+    assert sorted(both.inputs["x"][:, 0, 0].tolist()) == sorted(values[:, 0, 0].tolist())
+    assert signature(back.space("f")) == signature(U)
+    with pytest.raises(RuntimeError, match=r"'x' is in no function space.*\(5, 2\)"):
+        back.space("x")
+    with pytest.raises(ValueError, match=r"data belong to values of shape \(5, 2\)"):
+        back.attach({"x": U})
+    narrow = {"x": values, "i": images[:, :2], "f": u}
+    narrow = Dataset.from_arrays(narrow, {"u": u}, spaces)
+    with pytest.raises(ValueError, match=r"belongs to values of shape \(2, 3\)"):
+        Dataset.concatenate([data, narrow])
+    with pytest.raises(ValueError, match="The output 'u' needs a function space"):
+        Dataset.from_arrays({"f": u}, {"u": u}, {"f": U, "u": None})
+    with pytest.raises(ValueError, match=r"'x' has shape \(6,\), expected \(n, ...\)"):
+        Dataset.from_arrays({"x": values[:, 0, 0]}, {"u": u}, spaces)
+    images[3, 1, 1] = np.nan
+    with pytest.raises(ValueError, match="'i' holds NaN or infinity in 1 samples: 3"):
+        Dataset.from_arrays({"i": images}, {"u": u}, spaces)
+
+
+def test_a_mesh_that_is_gone_is_not_lost_silently(data, tmp_path):
+    data.save(tmp_path / "a.h5")
+    back = Dataset.load(tmp_path / "a.h5")[:4]
+    os.remove(tmp_path / "a.h5")
+    with pytest.raises(FileNotFoundError, match=r"meshes of \['f', 'g', 'u'\].*is gone.*attach"):
+        back.save(tmp_path / "b.h5")
+    assert not list(tmp_path.iterdir())
+    back.attach({name: data.space(name) for name in ("f", "g", "u")}).save(tmp_path / "b.h5")
+    assert signature(Dataset.load(tmp_path / "b.h5").space("u")) == data.signatures["u"]
+    # Without a mesh from the start there is none to lose.
+    Dataset.from_arrays(data.inputs, data.outputs, data.signatures).save(tmp_path / "c.h5")
+
+
 def test_bad_files(data, tmp_path):
     with pytest.raises(FileNotFoundError, match="no data set at"):
         Dataset.load(tmp_path / "none.h5")

@@ -210,6 +210,28 @@ def test_file_that_is_there_is_used_or_refused(poisson, tmp_path):
         generate(problem, other, 3, path, progress=False)
 
 
+def test_a_file_that_is_used_is_announced(poisson, tmp_path, caplog, capfd):
+    path = tmp_path / "d.h5"
+    problem, sampler = poisson.problem, poisson.sampler
+    with caplog.at_level(logging.INFO, logger="spon"):
+        generate(problem, sampler, 3, path)
+        assert "Using" not in caplog.text + capfd.readouterr().err
+        generate(problem, sampler, 2, path, progress=False)
+        [line] = [r.getMessage() for r in caplog.records if "Using" in r.getMessage()]
+        assert "Using" not in capfd.readouterr().err
+        generate(problem, sampler, 4, path)
+        assert "Using 3 samples of" in capfd.readouterr().err
+    for part in (
+        "Using 2 samples of",
+        "d.h5",
+        f"made {time.strftime('%Y-')}",
+        "spon ",
+        "firedrake ",
+    ):
+        assert part in line
+    assert "description=" in line and "another path" in line
+
+
 def test_parts_of_another_run_are_refused(poisson, tmp_path):
     calls = 0
 
@@ -304,6 +326,48 @@ def test_failed_solves_are_recorded_and_skipped(fragile, tmp_path, caplog):
     longer = generate(problem, {"f": sampler}, 25, path, progress=False)
     assert longer.failures[: len(expected)] == data.failures
     assert len(longer) + len(longer.failures) == 25
+
+
+def test_an_input_that_cannot_be_drawn_is_a_failure(poisson, tmp_path):
+    def unlucky(f, rng):
+        f.assign(rng.uniform(-1.0, 1.0))
+        if f.dat.data_ro[0] < 0:
+            raise ArithmeticError("no room for the inclusions")
+
+    problem = Problem({"f": poisson.f}, {"u": poisson.u}, lambda: poisson.u.assign(1.0))
+    data = generate(problem, {"f": unlucky}, 10, tmp_path / "d.h5", progress=False)
+    draws = [np.random.default_rng([0, i]).uniform(-1.0, 1.0) for i in range(10)]
+    assert [f.index for f in data.failures] == [i for i in range(10) if draws[i] < 0]
+    assert "no room" in data.failures[0].message and len(data) + len(data.failures) == 10
+
+    def mistaken(f, rng):
+        raise NameError("smapler")
+
+    with pytest.raises(NameError, match="smapler"):
+        generate(problem, {"f": mistaken}, 2, tmp_path / "e.h5", progress=False)
+
+
+def test_none_of_the_first_samples_of_a_file(poisson, tmp_path):
+    def unlucky(f, rng):
+        f.assign(1.0)
+        calls.append(1)
+        if len(calls) <= 2:
+            raise ArithmeticError("no room")
+
+    calls = []
+    problem = Problem({"f": poisson.f}, {"u": poisson.u}, lambda: poisson.u.assign(1.0))
+    assert len(generate(problem, {"f": unlucky}, 5, tmp_path / "d.h5", progress=False)) == 3
+    with pytest.raises(GenerationError, match=r"None of the first 2 samples.*no room"):
+        generate(problem, {"f": unlucky}, 2, tmp_path / "d.h5", progress=False)
+
+
+def test_boundary_data_belong_to_an_output(poisson, tmp_path):
+    p = Function(poisson.F)
+    problem = Problem(
+        {"f": poisson.f}, {"p": p, "u": poisson.u}, poisson.problem.solve, boundary=poisson.g
+    )
+    data = generate(problem, poisson.sampler, 2, tmp_path / "d.h5", progress=False)
+    assert data.boundary_of == "u" and data.select(outputs=["p"]).boundary is None
 
 
 def test_nan_is_a_failure(poisson, tmp_path):

@@ -146,6 +146,16 @@ def test_gradient_is_finite_where_the_error_is_zero(square, kind, dtype):
     assert x.grad[1].abs().max() > 0
 
 
+@pytest.mark.parametrize("kind", [AbsoluteError, SquaredError, RelativeError, SquaredRelativeError])
+def test_a_prediction_of_nan_is_not_perfect(square, kind):
+    _, y = random_functions(square, 2, seed=6)
+    x = y.clone()
+    x[1, 3] = torch.nan
+    errors = kind(square).per_sample(x, y)
+    assert errors[0] == 0 and errors[1].isnan()
+    assert kind(square)(x, y).isnan()
+
+
 def test_single_precision_agrees_with_double_and_leaves_it_exact(square):
     _, x = random_functions(square, 5, seed=7)
     _, y = random_functions(square, 5, seed=8)

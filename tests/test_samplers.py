@@ -336,7 +336,22 @@ def test_two_phase_fraction(fraction):
     assert abs((draws == 10).double().mean() - fraction) < 0.02
 
 
+@pytest.mark.parametrize("name", ["RT1", "N1curl1"])
+def test_two_phases_refuse_other_spaces(name):
+    with pytest.raises(NotImplementedError, match="TwoPhase needs dofs that are values at points"):
+        samplers.TwoPhase(SPACES[name](UnitSquareMesh(2, 2)), 0.3, 1.0, 2.0)
+
+
 # ---- boundary data and constants
+
+
+def test_boundary_data_of_a_tensor_field():
+    V = TensorFunctionSpace(UnitSquareMesh(3, 3), "CG", 1)
+    sampler = samplers.RandomBoundaryData(V, 1, 0.3, mean=4.0, std=0.1)
+    on = np.zeros(V.dim() // 4, dtype=bool)
+    on[np.abs(V.mesh().coordinates.dat.data_ro[:, 0]) < 1e-12] = True
+    values = sampler.draw(1).reshape(-1, 4).numpy()
+    assert (values[~on] == 0).all() and (np.abs(values[on] - 4) < 1).all()
 
 
 @pytest.mark.parametrize("name", ["CG3", "vector CG2", "RT1"])

@@ -622,6 +622,129 @@ def test_divergence_says_when_and_leaves_the_best_weights(tmp_path):
     assert torch.load(tmp_path / "c.pt", weights_only=True)["state"]["history"]["epoch"][-1] == 3
 
 
+def small_network(bcs=None):
+    import firedrake as fd
+
+    from spon.decoders import Decoder
+    from spon.encoders import Encoder
+    from spon.network import OperatorNetwork
+    from spon.processors import MLP
+
+    V = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
+    torch.manual_seed(0)
+    return OperatorNetwork(Encoder(V), MLP(), Decoder(V, bcs=bcs))
+
+
+def random_data(net, n=12):
+    from spon.datasets import Dataset
+
+    V = net.decoder.space
+    x = torch.randn(n, V.dim(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Dataset.from_arrays({"f": x}, {"u": x.flip(1)}, {"f": V, "u": V})
+
+
+def test_weights_of_nan_are_a_divergence_with_the_default_loss():
+    net = small_network()
+    data = random_data(net)
+    net.calibrate((data.inputs["f"],), data.outputs["u"])
+    for weight in net.parameters():
+        weight.data.fill_(torch.nan)
+    with pytest.raises(TrainingDivergedError, match="not finite in epoch 1"):
+        fit(net, data, epochs=2, **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        (None, "decoder: 'CG 1 .* 3 prescribed dofs .*CG 1 .* 0 prescribed dofs"),
+        ((1.0, 1), "decoder: 'CG 1 .* 3 prescribed dofs .*CG 1 .* 3 prescribed dofs"),
+        ((0.0, 2), "decoder: 'CG 1 .* 3 prescribed dofs .*CG 1 .* 3 prescribed dofs"),
+    ],
+    ids=["none", "values", "side"],
+)
+def test_a_checkpoint_of_another_decoder_is_refused(tmp_path, condition, message):
+    import firedrake as fd
+
+    def network(condition):
+        return small_network(condition and (lambda U: fd.DirichletBC(U, *condition)))
+
+    net, path = network((0.0, 1)), tmp_path / "run.pt"
+    data = random_data(net)
+    history = fit(net, data, epochs=1, checkpoint=path, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        fit(network(condition), data, epochs=1, checkpoint=path, **QUIET)
+    assert fit(network((0.0, 1)), data, epochs=1, checkpoint=path, **QUIET) == history
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(tmp_path):
+    import firedrake as fd
+
+    from spon.decoders import Decoder
+    from spon.encoders import Encoder
+    from spon.network import OperatorNetwork
+    from spon.processors import MLP
+
+    mesh, path = fd.UnitSquareMesh(2, 3), tmp_path / "run.pt"
+    V, W = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
+    # The data fit both, and so do the weights.
+    assert V.dim() == W.dim()
+    points = np.random.default_rng(0).uniform(0.0, 1.0, (100, 2))
+    data = values_at_points(points, V)
+
+    def network(space, points=points):
+        torch.manual_seed(0)
+        return OperatorNetwork(Encoder(space, points=points), MLP(), Decoder(V))
+
+    fit(network(V), data, epochs=1, checkpoint=path, **QUIET)
+    with pytest.raises(ValueError, match=r"encoders: \['CG 1 on .*\] in the file, \['DG 0 on"):
+        fit(network(W), data, epochs=1, checkpoint=path, **QUIET)
+    with pytest.raises(ValueError, match=r"encoders: \['CG 1 on .*\] in the file, \['CG 1 on"):
+        fit(network(V, points[::-1]), data, epochs=1, checkpoint=path, **QUIET)
+    fit(network(V), data, epochs=1, checkpoint=path, **QUIET)
+
+
+def values_at_points(points, V, n=12):
+    from spon.datasets import Dataset
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, len(points), generator=generator, dtype=torch.float64)
+    u = torch.randn(n, V.dim(), generator=generator, dtype=torch.float64)
+    return Dataset.from_arrays({"f": x}, {"u": u}, {"f": None, "u": V})
+
+
+@pytest.mark.parametrize("kind", ["points", "image"])
+def test_inputs_in_no_space_are_learned_from(tmp_path, kind):
+    import firedrake as fd
+
+    from spon.datasets import Dataset
+    from spon.decoders import Decoder
+    from spon.encoders import Encoder
+    from spon.network import OperatorNetwork
+    from spon.processors import MLP
+
+    V = fd.FunctionSpace(fd.UnitSquareMesh(3, 3), "CG", 1)
+    generator = np.random.default_rng(0)
+    coefficients = torch.from_numpy(generator.standard_normal((60, 2)))
+    if kind == "points":
+        points = generator.uniform(0.0, 1.0, (40, 2))
+        encoder, shape = Encoder(V, points=points, smoothing=1e-6), (40,)
+    else:
+        encoder, shape = Encoder(V, grid=(6, 5), box=[(0, 1), (0, 1)], smoothing=1e-6), (6, 5)
+        points = np.stack(
+            np.meshgrid((np.arange(6) + 0.5) / 6, (np.arange(5) + 0.5) / 5, indexing="ij"), -1
+        ).reshape(-1, 2)
+    # Linear functions of x and y at the points, and twice the same functions in V.
+    x = (coefficients @ torch.from_numpy(points).T).reshape(60, *shape)
+    nodes = torch.tensor(V.mesh().coordinates.dat.data_ro)
+    data = Dataset.from_arrays({"f": x}, {"u": 2 * coefficients @ nodes.T}, {"f": None, "u": V})
+    data.save(tmp_path / "data.h5")
+    data, test = Dataset.load(tmp_path / "data.h5").split((0.8, 0.2))
+    torch.manual_seed(0)
+    net = OperatorNetwork(encoder, MLP(), Decoder(V))
+    fit(net, data, epochs=60, **QUIET)
+    assert evaluate(net, test).mean() < 0.1
+
+
 REFUSED = {
     "network": ({"net": Net(width=9)}, r"another network.*'first.weight', \(8, 5\).*\(9, 5\)"),
     "lr": ({"lr": 0.5}, "other settings .lr: 0.002 in the file, 0.5 here"),
