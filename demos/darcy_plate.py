@@ -52,7 +52,7 @@ unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5"
 torch.manual_seed(0)
 net = spon.OperatorNetwork(
     spon.Encoder(K),
-    spon.processors.Spectral(layers=3),
+    spon.processors.Spectral(points=600),
     spon.Decoder(U, bcs=ends),
 )
 spon.fit(

@@ -43,7 +43,7 @@ unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5"
 
 torch.manual_seed(0)
 net = spon.OperatorNetwork(
-    spon.Encoder(F), spon.processors.Spectral(layers=3), spon.Decoder(U, bcs=rim)
+    spon.Encoder(F), spon.processors.Spectral(points=600), spon.Decoder(U, bcs=rim)
 )
 spon.fit(
     net,
