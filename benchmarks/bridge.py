@@ -65,6 +65,9 @@ def cases(n, dtype):
     functions = fem.to_function(x, V)
     to_dg = fem.interpolation_map(V, W).to(dtype)
     peer_to_dg = taped_interpolation(V, W)
+    other = FunctionSpace(UnitSquareMesh(n - 1, n + 1), "CG", 1)
+    to_other = fem.interpolation_map(V, other).to(dtype)
+    peer_to_other = taped_interpolation(V, other)
 
     def peer_decode():
         out = []
@@ -81,6 +84,7 @@ def cases(n, dtype):
     torch.testing.assert_close(encoder(x), stacked(peer_encode, x).to(dtype), **tolerance)
     torch.testing.assert_close(decoder(x), peer_decode(), **tolerance)
     torch.testing.assert_close(to_dg.batch(x), stacked(peer_to_dg, x).to(dtype), **tolerance)
+    torch.testing.assert_close(to_other.batch(x), stacked(peer_to_other, x).to(dtype), **tolerance)
 
     yield "encode", V.dim(), lambda: encoder(x), lambda: stacked(peer_encode, x)
     yield (
@@ -90,9 +94,21 @@ def cases(n, dtype):
         lambda: forward_and_backward(lambda y: stacked(peer_encode, y), xg),
     )
     yield "decode", V.dim(), lambda: decoder(x), peer_decode
-    yield "interpolate", V.dim(), lambda: to_dg.batch(x), lambda: stacked(peer_to_dg, x)
     yield (
-        "interpolate, value and gradient",
+        "interpolate to another mesh",
+        V.dim(),
+        lambda: to_other.batch(x),
+        lambda: stacked(peer_to_other, x),
+    )
+    yield (
+        "interpolate to another mesh, value and gradient",
+        V.dim(),
+        lambda: forward_and_backward(to_other.batch, xg),
+        lambda: forward_and_backward(lambda y: stacked(peer_to_other, y), xg),
+    )
+    yield "interpolate into DG 1", V.dim(), lambda: to_dg.batch(x), lambda: stacked(peer_to_dg, x)
+    yield (
+        "interpolate into DG 1, value and gradient",
         V.dim(),
         lambda: forward_and_backward(to_dg.batch, xg),
         lambda: forward_and_backward(lambda y: stacked(peer_to_dg, y), xg),
@@ -132,7 +148,7 @@ def main():
                     }
                 )
                 print(
-                    f"{dofs:6d} dofs {str(dtype)[6:]} {name:34s} spon {times['ours_ms']:9.3f} ms  "
+                    f"{dofs:6d} dofs {str(dtype)[6:]} {name:48s} spon {times['ours_ms']:9.3f} ms  "
                     f"Firedrake {times['peer_ms']:9.1f} ms  ratio {times['ratio']:7.1f}",
                     flush=True,
                 )

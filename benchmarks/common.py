@@ -18,11 +18,13 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Command line of a benchmark: ``--quick`` and ``--output``."""
+def arguments(description: str, *more: str) -> argparse.Namespace:
+    """Command line of a benchmark: ``--quick``, ``--output`` and `more` options with a value."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    for option in more:
+        parser.add_argument(option)
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Run the demos as a user does and collect their reports, times included.
 
-python benchmarks/demos.py [--quick]
+python benchmarks/demos.py [--quick] [--only NAME]    the others keep their last numbers
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import arguments, write
+from common import RESULTS, arguments, write
 
 from spon import Dataset
 
@@ -46,8 +46,15 @@ def measure(demo, quick):
 
 def main():
     """Run all demos and write the JSON."""
-    options = arguments(__doc__)
-    results = [measure(demo, options.quick) for demo in sorted((ROOT / "demos").glob("*.py"))]
+    options = arguments(__doc__, "--only")
+    known = {}
+    if options.only:
+        last = json.loads((RESULTS / f"demos{'-quick' if options.quick else ''}.json").read_text())
+        known = {r["demo"]: r for r in last["results"] if r["demo"] != options.only}
+    results = [
+        known[demo.stem] if demo.stem in known else measure(demo, options.quick)
+        for demo in sorted((ROOT / "demos").glob("*.py"))
+    ]
     write("demos", results, {"command": "python demos/NAME.py"}, options.output, options.quick)
 
 

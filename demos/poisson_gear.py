@@ -49,7 +49,7 @@ spon.fit(
     net,
     samples,
     loss=spon.losses.RelativeError(U, "L2"),
-    epochs=2 if QUICK else 10,
+    epochs=2 if QUICK else 16,
     lr=4e-3,
     checkpoint=OUT / "training.pt",
     log=OUT / "training.csv",
