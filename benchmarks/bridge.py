@@ -84,7 +84,10 @@ def cases(n, dtype):
     torch.testing.assert_close(encoder(x), stacked(peer_encode, x).to(dtype), **tolerance)
     torch.testing.assert_close(decoder(x), peer_decode(), **tolerance)
     torch.testing.assert_close(to_dg.batch(x), stacked(peer_to_dg, x).to(dtype), **tolerance)
-    torch.testing.assert_close(to_other.batch(x), stacked(peer_to_other, x).to(dtype), **tolerance)
+    few = x[:4]
+    torch.testing.assert_close(
+        to_other.batch(few), stacked(peer_to_other, few).to(dtype), **tolerance
+    )
 
     yield "encode", V.dim(), lambda: encoder(x), lambda: stacked(peer_encode, x)
     yield (
@@ -94,18 +97,19 @@ def cases(n, dtype):
         lambda: forward_and_backward(lambda y: stacked(peer_encode, y), xg),
     )
     yield "decode", V.dim(), lambda: decoder(x), peer_decode
-    yield (
-        "interpolate to another mesh",
-        V.dim(),
-        lambda: to_other.batch(x),
-        lambda: stacked(peer_to_other, x),
-    )
-    yield (
-        "interpolate to another mesh, value and gradient",
-        V.dim(),
-        lambda: forward_and_backward(to_other.batch, xg),
-        lambda: forward_and_backward(lambda y: stacked(peer_to_other, y), xg),
-    )
+    if V.dim() < 50_000:  # the peer would need many minutes
+        yield (
+            "interpolate to another mesh",
+            V.dim(),
+            lambda: to_other.batch(x),
+            lambda: stacked(peer_to_other, x),
+        )
+        yield (
+            "interpolate to another mesh, value and gradient",
+            V.dim(),
+            lambda: forward_and_backward(to_other.batch, xg),
+            lambda: forward_and_backward(lambda y: stacked(peer_to_other, y), xg),
+        )
     yield "interpolate into DG 1", V.dim(), lambda: to_dg.batch(x), lambda: stacked(peer_to_dg, x)
     yield (
         "interpolate into DG 1, value and gradient",

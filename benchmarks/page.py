@@ -53,13 +53,9 @@ def bridge_table():
         "|---" * (1 + 2 * len(sizes)) + "|",
     ]
     for name in names:
-        cells = [
-            f"{r['ratio']:.1f}"
-            for n in sizes
-            for d in ("float32", "float64")
-            for r in rows
-            if (r["operation"], r["dofs"], r["dtype"]) == (name, n, d)
-        ]
+        ratio = {(r["dofs"], r["dtype"]): r["ratio"] for r in rows if r["operation"] == name}
+        keys = [(n, d) for n in sizes for d in ("float32", "float64")]
+        cells = [f"{ratio[key]:.3g}" if key in ratio else "" for key in keys]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
 

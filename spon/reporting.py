@@ -63,7 +63,8 @@ class Report:
         if self.solver_seconds is not None:
             gain = self.solver_seconds / self.network_seconds
             lines[-1] += (
-                f"; finite elements {1e3 * self.solver_seconds:.2f} ms ({gain:.2g} times the network's)"
+                f"; finite elements {1e3 * self.solver_seconds:.2f} ms "
+                f"({gain:.2g} times the network's)"
             )
         return "\n".join(lines)
 
