@@ -55,9 +55,13 @@ def bridge_table():
     for name in names:
         ratio = {(r["dofs"], r["dtype"]): r["ratio"] for r in rows if r["operation"] == name}
         keys = [(n, d) for n in sizes for d in ("float32", "float64")]
-        cells = [f"{ratio[key]:.3g}" if key in ratio else "" for key in keys]
+        cells = [_short(ratio[key]) if key in ratio else "" for key in keys]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def _short(ratio):
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
 def where(record):
