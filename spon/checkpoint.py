@@ -17,6 +17,7 @@ from spon import fem
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.constraints import bc_from_json, bcs_from_values
+from spon.history import replaced
 from spon.network import OperatorNetwork
 from spon.processors import create
 from spon.signature import SpaceSignature
@@ -36,8 +37,6 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
     path : path
         Written under a temporary name in the same folder and renamed.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {_WEIGHTS + k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     tensors[_DATA + "boundary"] = net.decoder._exact_values
     tensors[_DATA + "constrained"] = net.decoder.constrained.cpu()
@@ -54,13 +53,10 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
             "bcs": net.decoder.described,
         },
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"spon": json.dumps(header)})
+        # safetensors makes files that only their owner can read.
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(
