@@ -2,6 +2,7 @@
 
 from spon.fem.constraints import boundary_violation
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
+from spon.fem.forms import TorchForm, torch_form
 from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, mean_mass, sparse_map
 from spon.fem.meshes import mesh_tags, read_mesh
 from spon.fem.problem import fill
@@ -19,6 +20,7 @@ from spon.fem.spaces import (
 from spon.fem.vtk import write_vtk
 
 __all__ = [
+    "TorchForm",
     "boundary_violation",
     "clear_cache",
     "element_from_json",
@@ -40,5 +42,6 @@ __all__ = [
     "sparse_map",
     "to_function",
     "to_tensor",
+    "torch_form",
     "write_vtk",
 ]

@@ -1,0 +1,122 @@
+"""Fix the quadrature of a form, so that its derivatives are integrated at the same points.
+
+Firedrake estimates a degree for each form that it assembles. A derivative is another form with
+another estimate: that of ``exp(k)`` with respect to ``k`` for example. What is then assembled is
+not the derivative of what was assembled before, by a percent on a coarse mesh. Here the degree that
+Firedrake would choose for a form is written into it, and its derivatives inherit it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import ufl
+from ufl.algorithms import estimate_total_polynomial_degree, extract_arguments, extract_coefficients
+from ufl.algorithms.compute_form_data import preprocess_form
+
+__all__ = ["with_fixed_quadrature"]
+
+Degree = int | tuple[int, ...]
+
+
+def with_fixed_quadrature(form: Any) -> Any:
+    """The same form with the quadrature degree that assembling it would use in each integral.
+
+    Parameters
+    ----------
+    form : ufl.Form
+
+    Returns
+    -------
+    ufl.Form
+
+    Raises
+    ------
+    ValueError
+        If functions from several Quadrature spaces meet in an integral without a given degree.
+    """
+    groups = defaultdict(list)
+    for integral in form.integrals():
+        metadata = tuple(sorted((k, repr(v)) for k, v in integral.metadata().items()))
+        groups[integral.ufl_domain(), integral.integral_type(), metadata].append(integral)
+    result = []
+    for group in groups.values():
+        result += [i for i in _fixed(group)]
+    return ufl.Form(result)
+
+
+def _fixed(group: Sequence[Any]) -> list[Any]:
+    """One kind of integral over one mesh with one set of options."""
+    if "quadrature_degree" in group[0].metadata():
+        return list(group)
+    rule = _rule_of_quadrature_spaces(group)
+    if rule is not None:
+        degree, scheme = rule
+        return [_with(i, degree, quadrature_rule=scheme) for i in group]
+    everywhere = [i for i in group if _regions(i) is None]
+    base = _highest([_estimate(i) for i in everywhere])
+    result = [_with(i, base) for i in everywhere]
+    on_region = defaultdict(list)
+    for integral in group:
+        for region in _regions(integral) or ():
+            on_region[region].append(integral)
+    for region, integrals in on_region.items():
+        # Firedrake adds what is integrated everywhere to the integrand on each region, and
+        # integrates the sum with the highest degree that it needs.
+        degree = _highest([base, *(_estimate(i) for i in integrals)])
+        result += [_with(i, degree, region) for i in integrals]
+        if degree != base:
+            for integral in everywhere:
+                negative = integral.reconstruct(integrand=-integral.integrand())
+                result += [_with(integral, degree, region), _with(negative, base, region)]
+    return result
+
+
+def _with(integral: Any, degree: Any, region: Any = None, **more: Any) -> Any:
+    metadata = {**integral.metadata(), "quadrature_degree": degree, **more}
+    if region is None:
+        return integral.reconstruct(metadata=metadata)
+    return integral.reconstruct(metadata=metadata, subdomain_id=region)
+
+
+def _regions(integral: Any) -> tuple[Any, ...] | None:
+    """The subdomains of an integral one by one, None for everywhere."""
+    region = integral.subdomain_id()
+    if region == "everywhere":
+        return None
+    return region if isinstance(region, tuple) else (region,)
+
+
+def _estimate(integral: Any) -> Degree:
+    lowered = preprocess_form(ufl.Form([integral]), False)
+    estimates = [estimate_total_polynomial_degree(i.integrand()) for i in lowered.integrals()]
+    return _highest(estimates)
+
+
+def _highest(degrees: Sequence[Degree]) -> Degree:
+    known = [d for d in degrees if d != -1]
+    if not known:
+        return -1  # no integral: below every degree
+    if any(isinstance(d, tuple) for d in known):
+        return tuple(max(d) for d in zip(*known, strict=True))  # type: ignore[arg-type]
+    return max(known)
+
+
+def _rule_of_quadrature_spaces(group: Sequence[Any]) -> tuple[Any, Any] | None:
+    """Degree and scheme of the Quadrature spaces whose functions are integrated, if there are."""
+    found = set()
+    for integral in group:
+        integrand = integral.integrand()
+        for f in (*extract_arguments(integrand), *extract_coefficients(integrand)):
+            element = f.ufl_element()
+            for part in getattr(element, "sub_elements", ()) or (element,):
+                if part.family() in ("Quadrature", "Boundary Quadrature"):
+                    found.add((part.degree(), part.quadrature_scheme() or "default"))
+    if len(found) > 1:
+        raise ValueError(
+            f"Functions from several Quadrature spaces meet in one integral ({sorted(found)}): "
+            "give the measure its degree, dx(degree=...)."
+        )
+    return next(iter(found), None)
