@@ -32,15 +32,17 @@ def is_rule(bcs: Any) -> bool:
     return callable(bcs) and not isinstance(bcs, DirichletBC)
 
 
-def checked_bcs(U: Any, bcs: Any) -> list[Any]:
+def checked_bcs(U: Any, bcs: Any, owner: str = "decoder") -> list[Any]:
     """Bring what a user gave as boundary conditions into a list, and check it.
 
     Parameters
     ----------
     U : FunctionSpace
-        The space of the decoder.
+        The space of the owner.
     bcs : None, DirichletBC, sequence of DirichletBC, or callable
         A callable takes `U` and returns one of the others.
+    owner : str, optional
+        How messages call what the conditions are for.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def checked_bcs(U: Any, bcs: Any) -> list[Any]:
         if bc.parent_function_space != U:
             raise ValueError(
                 f"A boundary condition belongs to {_describe(bc.parent_function_space)}, the "
-                f"decoder to {_describe(U)}: build the condition on the space of the decoder."
+                f"{owner} to {_describe(U)}: build the condition on the space of the {owner}."
             )
         _check_tags(bc)
         if len(bc.nodes) == 0:
