@@ -2,10 +2,18 @@
 
 from spon.fem.constraints import boundary_violation
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
+from spon.fem.external import (
+    ExternalSolver,
+    assemble,
+    external_operator,
+    solution_operator,
+    solve,
+)
 from spon.fem.forms import TorchForm, torch_form
 from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, mean_mass, sparse_map
 from spon.fem.meshes import mesh_tags, read_mesh
 from spon.fem.problem import fill
+from spon.fem.solvers import LinearSolver, NonlinearSolver, SingularMatrixError, SolveReport
 from spon.fem.spaces import (
     is_function,
     mesh_of,
@@ -17,15 +25,24 @@ from spon.fem.spaces import (
     to_function,
     to_tensor,
 )
+from spon.fem.tape import fem_operator
 from spon.fem.vtk import write_vtk
 
 __all__ = [
+    "ExternalSolver",
+    "LinearSolver",
+    "NonlinearSolver",
+    "SingularMatrixError",
+    "SolveReport",
     "TorchForm",
+    "assemble",
     "boundary_violation",
     "clear_cache",
     "element_from_json",
     "element_to_json",
     "evaluation_map",
+    "external_operator",
+    "fem_operator",
     "fill",
     "interpolation_map",
     "is_function",
@@ -37,6 +54,8 @@ __all__ = [
     "require_primal_space",
     "require_serial",
     "signature",
+    "solution_operator",
+    "solve",
     "space_from_element",
     "space_on",
     "sparse_map",
