@@ -363,6 +363,13 @@ def darcy_on_quadrilaterals():
 
 
 @case
+def estimated_degrees_on_bent_quadrilaterals():
+    V = FunctionSpace(mesh_of_cells("quadrilateral"), "RTCF", 1)
+    s, v = some(V), TestFunction(V)
+    return (1 + inner(s, s)) * inner(s, v) * dx + div(s) * div(v) * dx, [s]
+
+
+@case
 def elasticity_on_hexahedra():
     mesh = mesh_of_cells("hexahedron")
     V = VectorFunctionSpace(mesh, "Q", 2)

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ufl
-from ufl.algorithms import estimate_total_polynomial_degree, extract_arguments, extract_coefficients
-from ufl.algorithms.compute_form_data import preprocess_form
+from ufl.algorithms import compute_form_data, extract_arguments, extract_coefficients
 
 __all__ = ["with_fixed_quadrature"]
 
@@ -90,9 +89,15 @@ def _regions(integral: Any) -> tuple[Any, ...] | None:
 
 
 def _estimate(integral: Any) -> Degree:
-    lowered = preprocess_form(ufl.Form([integral]), False)
-    estimates = [estimate_total_polynomial_degree(i.integrand()) for i in lowered.integrals()]
-    return _highest(estimates)
+    # With the scaling to the reference cell, whose degree counts on cells that are not affine.
+    data = compute_form_data(ufl.Form([integral]), do_apply_integral_scaling=True)
+    return _highest(
+        [
+            i.metadata()["estimated_polynomial_degree"]
+            for d in data.integral_data
+            for i in d.integrals
+        ]
+    )
 
 
 def _highest(degrees: Sequence[Degree]) -> Degree:
