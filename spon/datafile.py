@@ -183,7 +183,7 @@ def _read(root: h5py.Group) -> Contents:
     signatures: dict[str, SpaceSignature | None] = {}
     links = {}
     for kind in ("inputs", "outputs"):
-        group = root[kind]
+        group = root.get(kind, {})  # without outputs where there are none
         fields[kind] = {}
         for name in sorted(group, key=lambda k: int(group[k].attrs["position"])):
             item = group[name]

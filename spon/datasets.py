@@ -68,6 +68,7 @@ class Dataset:
         Ordered as the inputs of the network. Values at points and images, which are in no space,
         have the shape (n, ...) that their encoder takes.
     outputs : dict of str to Tensor, each of shape (n, dim), float64
+        Empty for training without solutions.
     boundary : Tensor, shape (n, dim), float64, or None
         Essential boundary values, sample by sample.
     boundary_of : str or None
@@ -102,7 +103,7 @@ class Dataset:
         self.input_signatures = dict(input_signatures)
         self.output_signatures = dict(output_signatures)
         self.inputs = _inputs(inputs, self.input_signatures)
-        self.outputs = coefficients(outputs, self.output_signatures, "outputs")
+        self.outputs = coefficients(outputs, self.output_signatures, "outputs") if outputs else {}
         shared = self.inputs.keys() & self.outputs.keys()
         if shared:
             raise ValueError(f"The names {sorted(shared)} are used for an input and an output.")
@@ -216,7 +217,8 @@ class Dataset:
         Parameters
         ----------
         inputs, outputs : mapping of str to array, each of shape (n, dim)
-            Rows are coefficient vectors in the dof order of the space. An input that is in no space
+            Rows are coefficient vectors in the dof order of the space. `outputs` may be empty, for
+            training without solutions. An input that is in no space
             has the shape (n, ...): one array of values at points, or one image, for each sample.
         spaces : mapping of str to FunctionSpace, SpaceSignature or None
             For every input and output. Only FunctionSpaces bring a mesh along. None for an input
@@ -232,7 +234,7 @@ class Dataset:
         TypeError, ValueError
             If shapes, lengths or names do not fit, or a coefficient is not finite.
         """
-        names = [*named(inputs, "inputs"), *named(outputs, "outputs")]
+        names = [*named(inputs, "inputs"), *(named(outputs, "outputs") if outputs else ())]
         missing = [name for name in names if name not in spaces]
         if missing:
             raise ValueError(f"spaces lacks {missing}: give the function space of each array.")
@@ -383,7 +385,7 @@ class Dataset:
         Returns
         -------
         inputs : tuple of Tensor, each of shape (n, dim_i), or (n, ...) where it is in no space
-        output : Tensor, shape (n, dim)
+        output : Tensor, shape (n, dim), or (n, 0) where there are no outputs
         boundary : Tensor, shape (n, dim), or None
 
         Raises
@@ -391,12 +393,12 @@ class Dataset:
         ValueError
             If there is more than one output.
         """
-        if len(self.outputs) != 1:
+        if len(self.outputs) > 1:
             raise ValueError(
                 f"A network has one output, this data set has {list(self.outputs)}. Choose one "
                 "with .select(outputs=[...]), or make the output a function of a mixed space."
             )
-        output = next(iter(self.outputs.values()))
+        output = next(iter(self.outputs.values()), torch.empty(len(self), 0))
         boundary = None if self.boundary is None else self.boundary.to(dtype)
         return tuple(x.to(dtype) for x in self.inputs.values()), output.to(dtype), boundary
 

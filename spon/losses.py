@@ -9,11 +9,21 @@ from torch import Tensor, nn
 
 from spon.fem.norms import gram
 from spon.fem.spaces import signature
+from spon.physics_losses import Energy, PhysicsLoss, Residual
+from spon.residual_losses import DualNorm, SquaredDualNorm, check_reduction, root
 from spon.sparse import SparseMap
 
-__all__ = ["AbsoluteError", "RelativeError", "SquaredError", "SquaredRelativeError"]
-
-_REDUCTIONS = ("mean", "sum", "none")
+__all__ = [
+    "AbsoluteError",
+    "DualNorm",
+    "Energy",
+    "PhysicsLoss",
+    "RelativeError",
+    "Residual",
+    "SquaredDualNorm",
+    "SquaredError",
+    "SquaredRelativeError",
+]
 
 
 class NormLoss(nn.Module):
@@ -43,11 +53,7 @@ class NormLoss(nn.Module):
 
     def __init__(self, space: Any, norm: str = "L2", reduction: str = "mean") -> None:
         super().__init__()
-        if reduction not in _REDUCTIONS:
-            raise ValueError(
-                f"Unknown reduction {reduction!r}: choose one of "
-                f"{', '.join(map(repr, _REDUCTIONS))}."
-            )
+        check_reduction(reduction)
         self.norm = norm
         self.reduction = reduction
         # Kept outside of the buffers, so that `.to(float32)` cannot spoil the float64 matrix.
@@ -174,7 +180,7 @@ class AbsoluteError(NormLoss):
 
     def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Error of each sample, shape (batch,)."""
-        return _root(self.squared_norm(self._difference(prediction, target)))
+        return root(self.squared_norm(self._difference(prediction, target)))
 
 
 class _Relative(NormLoss):
@@ -254,11 +260,4 @@ class RelativeError(_Relative):
 
     def per_sample(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Relative error of each sample, shape (batch,)."""
-        return _root(self._squared_ratio(prediction, target))
-
-
-def _root(squared: Tensor) -> Tensor:
-    """Square root with gradient zero, instead of infinite, at zero."""
-    # Asked in this direction, NaN is not zero: a diverged prediction must not look perfect.
-    zero = squared <= torch.finfo(squared.dtype).tiny
-    return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
+        return root(self._squared_ratio(prediction, target))

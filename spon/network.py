@@ -106,14 +106,15 @@ class OperatorNetwork(nn.Module):
         """Whether the scales of inputs and output are known."""
         return bool(self.output_norm.fitted)
 
-    def calibrate(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+    def calibrate(self, inputs: Sequence[Tensor], output: Tensor | None) -> None:
         """Take the scales of inputs and output from data. `spon.fit` calls this once.
 
         Parameters
         ----------
         inputs : sequence of Tensor, shapes (n, ...)
             What each encoder takes.
-        output : Tensor, shape (n, U.dim())
+        output : Tensor, shape (m, U.dim()), or None
+            Outputs, not necessarily of these inputs; None leaves the scale at one.
 
         Raises
         ------
@@ -124,6 +125,9 @@ class OperatorNetwork(nn.Module):
         with torch.no_grad():
             for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True):
                 norm.fit(encoder(x.to(self.device, self.dtype)), self._masses(encoder.space))
+            if output is None:
+                self.output_norm.fitted.fill_(True)
+                return
             output = output.to(self.device, self.dtype)
             self.output_norm.fit(output, self._masses(self.decoder.space))
 
@@ -239,6 +243,8 @@ class OperatorNetwork(nn.Module):
             if wanted is not None and found is not None and found != wanted:
                 raise ValueError(_mismatch(f"input {name!r}", found, wanted))
         outputs = list(data.output_signatures.items())
+        if not outputs:
+            return
         if len(outputs) != 1:
             raise ValueError(
                 f"A network has one output, the dataset has {len(outputs)}: use a mixed space."

@@ -36,6 +36,7 @@ class Samples:
     inputs : tuple of Tensor, each of shape (n, dim_i)
         Coefficients; or values at points or images, of shape (n, ...).
     output : Tensor, shape (n, dim)
+        Without columns where the data have no outputs.
     boundary : Tensor, shape (n, dim), or None
         Values on the constrained dofs of the output, sample by sample.
     """
@@ -89,6 +90,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.output)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are outputs."""
+        return self.output.shape[1] > 0
+
     def all(self) -> tuple[Tensor, ...]:
         """Inputs, output and, where there is one, boundary."""
         last = () if self.boundary is None else (self.boundary,)
@@ -139,7 +145,7 @@ def loss_per_sample(net: nn.Module, loss: Any, batch: Samples) -> Tensor:
     """
     prediction = _predict(net, batch)
     if hasattr(loss, "per_sample"):
-        values: Tensor = loss.per_sample(prediction, batch.output)
+        values: Tensor = loss.per_sample(prediction, compared(loss, batch))
         return values
     pairs = zip(prediction.split(1), batch.output.split(1), strict=True)
     return torch.stack([_scalar(loss, p, t) for p, t in pairs])
@@ -157,9 +163,14 @@ def summed_loss(net: nn.Module, loss: Any, batch: Samples) -> Tensor:
     """
     prediction = _predict(net, batch)
     if hasattr(loss, "per_sample"):
-        total: Tensor = loss.per_sample(prediction, batch.output).sum()
+        total: Tensor = loss.per_sample(prediction, compared(loss, batch)).sum()
         return total
     return _scalar(loss, prediction, batch.output) * len(batch)
+
+
+def compared(loss: Any, batch: Samples) -> Any:
+    """What a loss looks at beside the prediction: the target, or the inputs."""
+    return batch.inputs if getattr(loss, "takes_inputs", False) else batch.output
 
 
 def average_loss(losses: Tensor, samples: int) -> float:

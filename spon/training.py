@@ -21,6 +21,8 @@ __all__ = ["History", "TrainingDivergedError", "evaluate", "fit"]
 
 PathLike = str | os.PathLike[str]
 
+_FIRST_STEPS = 64  # samples that give a network without labels its scale
+
 
 def fit(
     net: nn.Module,
@@ -61,11 +63,13 @@ def fit(
         Trained in place, brought to `dtype` and `device`, and left in evaluation mode. If it is
         not calibrated, it is calibrated on the training samples.
     data : Dataset
-        Inputs and output of the network's spaces.
+        Inputs and output of the network's spaces; inputs alone for a loss that needs no outputs.
     loss : callable, optional
         One of `spon.losses` or any ``loss(prediction, target)`` of two tensors (batch, dim) that
-        returns the mean over the batch as a scalar. By default the relative L2 error in the
-        decoder's space. The average over samples is what is minimised, whatever the reduction.
+        returns the mean over the batch as a scalar; or a `spon.losses.Residual` or
+        `spon.losses.Energy`, which look at the inputs and need no outputs. By default the relative
+        L2 error in the decoder's space. The average over samples is what is minimised, whatever
+        the reduction.
     validation : float, Dataset or None, optional
         The part of the samples to hold back (drawn by `seed`), a dataset of its own, or None for
         no validation.
@@ -157,12 +161,14 @@ def fit(
         raise ValueError(f"The {type(net).__name__} has no trainable weights.")
     loss = _loss_or_default(net, loss)
     train, held_back, rows = _samples(net, data, validation, dtype, options.seed)
+    for samples in (train, held_back):
+        _require_outputs(samples, loss)
 
     place = _place(net, device)
     group = current_group(place)
     net.to(device=place, dtype=dtype)
     if not getattr(net, "calibrated", True):
-        cast(Any, net).calibrate(tuple(x.to(place) for x in train.inputs), train.output.to(place))
+        _calibrate(cast(Any, net), loss, train.to(place))
     group.same_weights_(net)
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         return Trainer(net, loss, train, held_back, options, group, place, rows).run()
@@ -202,6 +208,7 @@ def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) 
     dtype = torch.get_default_dtype() if weight is None else weight.dtype
     place = _place(net, None)
     samples = _read(net, data, dtype, "evaluation")
+    _require_outputs(samples, loss)
     was_training = net.training
     net.eval()
     try:
@@ -245,6 +252,24 @@ def _read(net: nn.Module, data: Any, dtype: torch.dtype, role: str) -> Samples:
     if hasattr(net, "check_data"):
         cast(Any, net).check_data(data)
     return samples
+
+
+def _require_outputs(samples: Samples | None, loss: Any) -> None:
+    if samples is not None and not samples.labelled and not getattr(loss, "takes_inputs", False):
+        raise ValueError(
+            f"The data set has no outputs, which {type(loss).__name__} compares with: give it "
+            "outputs, or use spon.losses.Residual or spon.losses.Energy."
+        )
+
+
+def _calibrate(net: Any, loss: Any, samples: Samples) -> None:
+    """Take the scales of a network from the data, or from the equations where there are no data."""
+    output: Tensor | None = samples.output
+    if not samples.labelled:
+        few = samples.take(torch.arange(min(len(samples), _FIRST_STEPS)))
+        zero = few.inputs[0].new_zeros(len(few), net.decoder.space.dim())
+        output = loss.first_step(net.decoder(zero, few.boundary), few.inputs)
+    net.calibrate(samples.inputs, output)
 
 
 def _loss_or_default(net: nn.Module, loss: Any) -> Any:
