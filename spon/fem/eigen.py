@@ -10,6 +10,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 __all__ = ["cutoff_window", "eigenpairs"]
 
+_ZERO = 1e-8  # times the first non-zero eigenvalue: zero up to round-off
 _DENSE = 400  # below this many unknowns LAPACK is quicker than a Krylov method
 
 
@@ -78,7 +79,10 @@ def eigenpairs(
         values, vectors = values[order], vectors[:, order]
     functions = np.zeros((stiffness.shape[0], count))
     functions[free] = vectors
-    return np.maximum(values, 0.0), functions
+    # The round-off of an eigenvalue zero depends on the numbering of the nodes, and what is made of
+    # the eigenvalue would show it.
+    values[values < _ZERO * abs(shift)] = 0.0
+    return values, functions
 
 
 def cutoff_window(eigenvalues: NDArray[np.float64], width: float = 0.15) -> NDArray[np.float64]:
