@@ -54,6 +54,7 @@ def main():
     results = [
         known[demo.stem] if demo.stem in known else measure(demo, options.quick)
         for demo in sorted((ROOT / "demos").glob("*.py"))
+        if "spon.report(" in demo.read_text()  # those that train a network on samples
     ]
     write("demos", results, {"command": "python demos/NAME.py"}, options.output, options.quick)
 

@@ -60,6 +60,80 @@ def bridge_table():
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
 
 
+def operator_table():
+    """Forms and solvers against the peers."""
+    record = load("operators")
+    rows = [r for r in record["results"] if r["operation"] not in ("memory", "residual of a law")]
+    lines = [
+        "| 64 samples | dofs | spon, ms a sample | peer | peer, ms a sample | times faster |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        name = r["what"] if r["operation"] == "TensorMesh" else f"{r['operation']}, {r['what']}"
+        lines.append(
+            f"| {name} | {r['dofs']:,} | {r['ours_ms'] / r['batch']:.3g} | {r['peer']} "
+            f"| {r['peer_ms'] / r['batch']:.3g} | {_short(r['ratio'])} |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def backend_table():
+    """The torch backend against the native one."""
+    record = load("operators")
+    lines = [
+        "| residual of a law, 64 samples | dofs | torch, ms a sample | native float64, ms a sample "
+        "| native over torch | share of the memory bandwidth, torch / native |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        if r["operation"] == "residual of a law":
+            lines.append(
+                f"| {r['what']} | {r['dofs']:,} | {r['ours_ms'] / r['batch']:.3g} "
+                f"| {r['peer_ms'] / r['batch']:.3g} | {r['ratio']:.2f} "
+                f"| {r['ours_bandwidth_fraction']:.0%} / {r['peer_bandwidth_fraction']:.0%} |"
+            )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def memory_table():
+    """Growth of the memory over many calls."""
+    record = load("operators")
+    lines = ["| operator | calls, forward and backward | growth, kB |", "|---|---|---|"]
+    for r in record["results"]:
+        if r["operation"] == "memory":
+            lines.append(f"| {r['what']} | {r['calls']:,} | {r['growth_kb']:,} |")
+    return "\n".join(lines)
+
+
+def physics_table():
+    """Training with and without labels."""
+    record = load("physics")
+    lines = [
+        "| training | inputs | epochs | L2 error: mean (worst) | H1 error | training | labels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        if r["part"] == "training":
+            lines.append(
+                f"| {r['run']} | {r['samples']:,} | {r['epochs']} | {r['L2_mean']:.2%} "
+                f"({r['L2_worst']:.2%}) | {r['H1_mean']:.2%} | {r['seconds']:.0f} s "
+                f"| {r['label_seconds']:.0f} s |"
+            )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def conditioning_table():
+    """Condition numbers of the two losses."""
+    record = load("physics")
+    lines = ["| mesh | dofs | dual norm | Euclidean norm |", "|---|---|---|---|"]
+    for r in record["results"]:
+        if r["part"] == "conditioning":
+            lines.append(
+                f"| {r['mesh']} | {r['dofs']:,} | {r['dual']:.2f} | {r['euclidean']:.2g} |"
+            )
+    return "\n".join(lines)
+
+
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -72,7 +146,15 @@ def where(record):
     return f"{m['cores']} cores of {m['processor']}, {threads}, {versions}"
 
 
-BLOCKS = {"demo-table": demo_table, "bridge-table": bridge_table}
+BLOCKS = {
+    "demo-table": demo_table,
+    "bridge-table": bridge_table,
+    "operator-table": operator_table,
+    "backend-table": backend_table,
+    "memory-table": memory_table,
+    "physics-table": physics_table,
+    "conditioning-table": conditioning_table,
+}
 
 
 def filled(text):

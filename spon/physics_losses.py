@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spon.copying import deepcopy_sharing
 from spon.fem.forms import TorchForm
 from spon.residual_losses import SquaredDualNorm
 
@@ -42,6 +44,9 @@ class PhysicsLoss(nn.Module):
         object.__setattr__(self, "form", form)
 
     form: TorchForm
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PhysicsLoss:
+        return deepcopy_sharing(self, memo, [self.form])
 
     def forward(self, prediction: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Mean over a batch.

@@ -231,7 +231,7 @@ class Graph:
 
     def power(self, a: int, b: int) -> int:
         """Power; small whole exponents become products."""
-        if self.op[b] == "number":
+        if self.op[b] == "number" and math.isfinite(self.data[b]):
             exponent = self.data[b]
             if exponent == 0.5:
                 return self.function("sqrt", a)

@@ -1,24 +1,31 @@
 """`torch_form` against `assemble`: values, derivatives, shapes, and how it refuses."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 import zoo
 from families import mesh_of_cells, random_function, space
 from firedrake import (
+    CircleManifoldMesh,
     Cofunction,
     Constant,
     Function,
     FunctionSpace,
+    RelabeledMesh,
     SpatialCoordinate,
     TestFunction,
     TrialFunction,
     UnitSquareMesh,
+    VectorFunctionSpace,
     action,
     adjoint,
     assemble,
     cell_avg,
+    conditional,
     derivative,
+    dot,
     ds,
     dx,
     exp,
@@ -311,6 +318,84 @@ def test_a_derivative_that_vanishes(backend):
     (g,) = torch.autograd.grad(operator(x).sum(), x, create_graph=True)
     (h,) = torch.autograd.grad(g.sum(), x, allow_unused=True)
     assert h is None or not h.any()
+
+
+@pytest.mark.parametrize("backend", zoo.BOTH)
+def test_components_as_coefficients(backend):
+    mesh = mesh_of_cells("triangle")
+    V, W = FunctionSpace(mesh, "CG", 1), VectorFunctionSpace(mesh, "CG", 1)
+    f, g, v = random_function(V), random_function(W, 1), TestFunction(V)
+    for i in range(2):
+        form = f * exp(g.sub(i)) * v * dx(degree=4)
+        for inputs in ([f], [f, g.sub(i)]):
+            xs = [torch.from_numpy(zoo.vector(x.copy(deepcopy=True))) for x in inputs[:1]]
+            xs += [torch.from_numpy(np.array(g.dat.data_ro[:, i]))] * (len(inputs) - 1)
+            operator = torch_form(form, inputs, backend)
+            close(operator(*xs), assembled(f * exp(g[i]) * v * dx(degree=4)), 1e-12)
+            first, _ = rates(lambda z, o=operator, r=xs: (o(*r[:-1], z) ** 2).sum(), xs[-1])
+            assert first >= 1.95
+    with pytest.raises(ValueError, match="shares its values with an input"):
+        torch_form(f * g[1] * g.sub(0) * v * dx, g, backend)
+    with pytest.raises(ValueError, match="shares its values with an input"):
+        torch_form(f * Function(V, val=f.dat, name="twin") * v * dx, f, backend)
+
+
+@pytest.mark.parametrize("backend", zoo.BOTH)
+@pytest.mark.parametrize("shape", [(2,), (2, 2)])
+def test_constants_of_any_shape_are_inputs(backend, shape):
+    mesh = mesh_of_cells("triangle")
+    V = FunctionSpace(mesh, "CG", 1)
+    u, v = random_function(V), TestFunction(V)
+    c = Constant(np.arange(1.0, 1 + np.prod(shape)).reshape(shape))
+    flux = dot(c, grad(u)) if len(shape) == 2 else inner(c, grad(u)) * c
+    form = inner(flux, grad(v)) * (1 + u**2) * dx(degree=4)
+    operator = torch_form(form, [u, c], backend)
+    xs = fem.to_tensor([u, u]), torch.from_numpy(zoo.vector(c)).expand(2, -1)
+    close(operator(*xs)[0], assembled(form), 1e-12)
+    first, second = rates(lambda z: (operator(xs[0], z) ** 2).sum(), xs[1])
+    assert first >= 1.95 and second >= 2.95
+
+
+@pytest.mark.parametrize("backend", zoo.BOTH)
+def test_quadrature_spaces_on_a_part_of_the_domain(backend):
+    mesh = UnitSquareMesh(3, 3)
+    right = Function(FunctionSpace(mesh, "DG", 0)).interpolate(
+        conditional(SpatialCoordinate(mesh)[0] > 0.5, 1, 0)
+    )
+    mesh = RelabeledMesh(mesh, [right], [7])
+    V, Q = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "Quadrature", 2)
+    f, q, v = random_function(V), random_function(Q, 1), TestFunction(V)
+    for form in (
+        q * f * v * dx(7) + exp(5 * f) * v * dx,
+        q * f * v * dx(7) + exp(5 * f) * v * ds(1),
+    ):
+        close(torch_form(form, f, backend)(fem.to_tensor(f)), assembled(form), 1e-12)
+
+
+def test_calls_from_several_threads_do_not_mix():
+    form, (u,) = zoo.build("neo_hookean_residual_2d")
+    operator = torch_form(form, u, "torch")
+    x = torch.from_numpy(zoo.vector(u))
+    batches = [x * torch.linspace(0, s, 8, dtype=torch.float64)[:, None] for s in (0.5, 1.0)]
+    expected = [operator(b) for b in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: (i % 2, operator(batches[i % 2])), range(200)))
+    assert all(torch.equal(y, expected[i]) for i, y in found)
+
+
+@pytest.mark.parametrize("backend", zoo.BOTH)
+def test_an_empty_batch(backend):
+    form, (u,) = zoo.build("neo_hookean_residual_2d")
+    x = torch.zeros(0, u.function_space().dim(), dtype=torch.float64)
+    assert torch_form(form, u, backend)(x).shape == x.shape
+
+
+def test_a_surface_whose_cells_have_no_orientation():
+    mesh = CircleManifoldMesh(5)
+    V = FunctionSpace(mesh, "CG", 1)
+    u, v = random_function(V), TestFunction(V)
+    form = (inner(grad(u), grad(v)) + u**3 * v) * dx(degree=4)
+    close(torch_form(form, u, "torch")(fem.to_tensor(u)), assembled(form), 1e-12)
 
 
 @pytest.mark.parametrize("backend", zoo.BOTH)

@@ -365,6 +365,43 @@ def test_memory_stays_flat():
     assert grown < 5e5
 
 
+def test_samples_that_fail_do_not_poison_the_gradients_of_the_others():
+    mesh = fd.UnitSquareMesh(3, 3)
+    V = fd.FunctionSpace(mesh, "CG", 1)
+    w, f, v, c = fd.Function(V), fd.Function(V), fd.TestFunction(V), fd.Constant(1.0)
+    form = (1 + w**2) * inner(grad(w), grad(v)) * dx - c * fd.sqrt(f) * v * dx
+    bc = fd.DirichletBC(V, 0, "on_boundary")
+    solver = NonlinearSolver(form, w, [f, c], bc, on_failure="mask")
+    good = torch.ones(1, V.dim(), dtype=torch.float64)
+    gradients = []
+    for sources in (good, torch.cat([good, -good])):
+        x = sources.clone().requires_grad_()
+        t = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        y = solver(x, t)
+        loss = (y[solver.report.converged] ** 2).sum()
+        first = torch.autograd.grad(loss, (x, t), create_graph=True)
+        second = torch.autograd.grad((first[1] ** 2).sum(), t)
+        gradients.append((first[0][0].detach(), first[1].detach(), second[0]))
+        assert not first[0][1:].any()
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+def test_snes_keeps_constants_and_coordinates_as_they_were():
+    mesh = fd.UnitSquareMesh(3, 3)
+    V = fd.FunctionSpace(mesh, "CG", 1)
+    w, f, v, k = fd.Function(V), fd.Function(V), fd.TestFunction(V), fd.Constant(3.0)
+    form = k * (1 + w**2) * inner(grad(w), grad(v)) * dx - f * v * dx
+    bc = fd.DirichletBC(V, 0, "on_boundary")
+    options = {"ksp_type": "preonly", "pc_type": "lu", "mat_type": "aij", "snes_rtol": 1e-12}
+    solver = NonlinearSolver(form, w, [f], bc, solver_parameters=options)
+    x = torch.ones(1, V.dim(), dtype=torch.float64)
+    before = solver(x)
+    k.assign(30.0)
+    mesh.coordinates.dat.data[:] *= 2
+    torch.testing.assert_close(solver(x), before, rtol=1e-9, atol=1e-12)
+    assert mesh.coordinates.dat.data_ro.max() == 2.0
+
+
 ENSEMBLE = """
 import torch
 from firedrake import *

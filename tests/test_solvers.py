@@ -233,7 +233,10 @@ def calls(problem):
             lambda b, x, z, g: loaded(b, x, z, boundary=g),
             [load, kappa, constant, boundary],
         ),
-        "coordinates": (shape, [nodes, source]),
+        "coordinates": (
+            lambda x, y, g: shape(x, y, boundary=g),
+            [nodes, source, boundary],
+        ),
     }
 
 
@@ -485,3 +488,63 @@ def test_distributed_meshes_are_refused(tmp_path):
     command = ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **root})
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_conjugate_gradients_refuse_what_they_would_solve_wrongly(problem):
+    V, k, f, v, u = problem.V, problem.k, problem.f, problem.v, problem.u
+    negative = LinearSolver(-k * inner(grad(u), grad(v)) * dx, problem.bcs, k, mode="cg")
+    with pytest.raises(ValueError, match="needs a positive definite operator"):
+        negative(problem.load, problem.kappa)
+    oblique = inner(grad(u), grad(v)) * dx + k * u.dx(0) * v * dx
+    still = [torch.zeros(k.function_space().dim(), dtype=torch.float64)]
+    solver = LinearSolver(oblique, problem.bcs, k, mode="cg", reference=still)
+    with pytest.raises(ValueError, match="symmetric bilinear form"):
+        solver(problem.load, 1e-3 * problem.kappa)
+    logarithm = LinearSolver(
+        k * inner(grad(u), grad(v)) * dx, problem.bcs, [k, f], fd.ln(f) * v * dx, mode="cg"
+    )
+    with pytest.raises(fd.ConvergenceError, match="the load is not finite"):
+        logarithm(problem.kappa, -torch.ones(V.dim(), dtype=torch.float64))
+
+
+def test_loads_and_operators_have_the_quadrature_of_firedrake():
+    mesh = fd.UnitSquareMesh(3, 3)
+    V, K = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
+    G = fd.FunctionSpace(mesh, "CG", 4)
+    u, v, x = fd.TrialFunction(V), fd.TestFunction(V), fd.SpatialCoordinate(mesh)
+    k, d, g = fd.Function(K), fd.Function(K), fd.Function(G)
+    for f, seed in ((k, 0), (d, 1), (g, 2)):
+        f.dat.data[:] = uniform(1, f.function_space().dim(), seed=seed)[0].numpy()
+    bc = fd.DirichletBC(V, 0, "on_boundary")
+    cases = [
+        (inner(grad(u), grad(v)) * dx, (d + g) * fd.exp(20 * x[0]) * v * dx, [d, g]),
+        (fd.exp(3 * k) * inner(grad(u), grad(v)) * dx, g * v * dx, [k, g]),
+    ]
+    for a, L, inputs in cases:
+        w = fd.Function(V)
+        fd.solve(a == L, w, bc)
+        found = LinearSolver(a, bc, inputs, L)(*(to_tensor(f) for f in inputs))
+        largest = float(to_tensor(w).abs().max())
+        torch.testing.assert_close(found, to_tensor(w), rtol=0, atol=1e-12 * largest)
+
+
+def test_conditions_must_not_depend_on_inputs(problem):
+    c, x = problem.c, fd.SpatialCoordinate(problem.mesh)
+    bc = fd.DirichletBC(problem.V, c * (1 + x[0]), 1)
+    with pytest.raises(ValueError, match="depend on an input"):
+        LinearSolver(problem.a, bc, [problem.k, c])
+    moving = fd.DirichletBC(problem.V, x[0], 1)
+    solver = LinearSolver(problem.laplace, moving, problem.mesh)
+    nodes = to_tensor(problem.mesh.coordinates)
+    with pytest.raises(ValueError, match="depend on the coordinates, which are an input"):
+        solver(problem.load, nodes)
+
+
+def test_a_vector_constant_is_an_input():
+    mesh = fd.UnitSquareMesh(3, 3)
+    V = fd.FunctionSpace(mesh, "CG", 1)
+    u, v, c = fd.TrialFunction(V), fd.TestFunction(V), fd.Constant((1.0, 2.0))
+    a = (1 + inner(c, c)) * inner(grad(u), grad(v)) * dx + fd.dot(c, grad(u)) * v * dx
+    solver = LinearSolver(a, fd.DirichletBC(V, 0, "on_boundary"), c)
+    load = uniform(2, V.dim())
+    assert_taylor(lambda x: solver(load, x), [uniform(2, 2, low=0.5)])

@@ -10,8 +10,10 @@ import torch
 from firedrake import Constant, Function
 from firedrake.mesh import MeshGeometry
 from torch import Tensor
-from ufl import SpatialCoordinate
-from ufl.algorithms import extract_coefficients
+from tsfc.ufl_utils import extract_firedrake_constants
+from ufl import SpatialCoordinate, as_tensor
+from ufl.algorithms import extract_coefficients, extract_type
+from ufl.core.expr import Expr
 
 from spon.fem.constraints import checked_bcs, essential_values
 from spon.fem.spaces import name_of
@@ -47,15 +49,17 @@ class Essential:
     def __init__(self, V: Any, bcs: Any, inputs: Sequence[Any] = ()) -> None:
         self.bcs = checked_bcs(V, bcs, "solver")
         for bc in self.bcs:
-            value = bc._original_arg
-            used = [value, *(extract_coefficients(value) if hasattr(value, "ufl_shape") else [])]
-            if any(x is thing for x in used for thing in inputs):
+            if any(x is thing for x in _parts_of(bc._original_arg) for thing in inputs):
                 raise ValueError(
                     f"The values of the boundary condition on {bc.sub_domain} depend on an input. "
                     "Values that differ from sample to sample are given to the call: "
                     "solver(..., boundary=values), with values of shape (batch, "
                     f"{V.dim()}); the condition itself then only says where."
                 )
+        moving = any(isinstance(x, MeshGeometry | SpatialCoordinate) for x in inputs)
+        self._moving = moving and any(
+            isinstance(x, SpatialCoordinate) for bc in self.bcs for x in _parts_of(bc._original_arg)
+        )
         mask, values = essential_values(V, self.bcs)
         self._name = f"{name_of(V)} with {V.dim()} dofs"
         self.prescribed, self.values = torch.from_numpy(mask), torch.from_numpy(values)
@@ -68,12 +72,30 @@ class Essential:
         return torch.where(self.prescribed, boundary, 0.0)
 
     def check(self, boundary: Any) -> None:
-        """Refuse values for the boundary where no dof is prescribed."""
+        """Refuse values where no dof is prescribed, and their absence where they would move."""
+        if boundary is None and self._moving:
+            raise ValueError(
+                "The values of a boundary condition depend on the coordinates, which are an input: "
+                "give the values of the moved mesh to the call, solver(..., boundary=values)."
+            )
         if boundary is not None and not self.bcs:
             raise ValueError(
                 f"boundary= was given, but the solver has no boundary conditions on {self._name}: "
                 "say where with bcs=DirichletBC(V, 0, tags)."
             )
+
+
+def _parts_of(value: Any) -> list[Any]:
+    """What the value of a condition is made of."""
+    expression = as_tensor(value) if isinstance(value, Sequence) else value
+    if not isinstance(expression, Expr):
+        return [value]
+    return [
+        value,
+        *extract_coefficients(expression),
+        *extract_firedrake_constants(expression),
+        *extract_type(expression, SpatialCoordinate),
+    ]
 
 
 class Rows:

@@ -48,6 +48,14 @@ class ConjugateGradients:
         r = b.clone()
         z = self._precondition(r)
         p, rz = z, (r * z).sum(1)
+        # Asked in this direction, NaN is refused, too.
+        if not (rz >= 0).all():
+            bad = ~(rz >= 0)
+            raise fd.ConvergenceError(
+                f"Conjugate gradients: the load is not finite, or the preconditioner not positive "
+                f"definite, in {int(bad.sum())} of {len(bad)} samples; the first is sample "
+                f"{int(bad.nonzero()[0])}. Check the inputs and the reference=."
+            )
         x, goal = torch.zeros_like(r), self._rtol**2 * rz
         active = rz > 0
         for iteration in range(1, self._max_iterations + 1):

@@ -8,21 +8,25 @@ backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import ufl
-from finat.ufl import FiniteElement, TensorElement, VectorElement
 from firedrake import (
     Cofunction,
     Constant,
     Function,
     FunctionSpace,
+    MixedFunctionSpace,
     SpatialCoordinate,
     TestFunction,
+    split,
 )
 from firedrake.mesh import MeshGeometry
+from pyop2.types import DatView
 from torch import Tensor
 from tsfc.ufl_utils import extract_firedrake_constants
 from ufl.algorithms import extract_coefficients, extract_type
@@ -81,12 +85,18 @@ def torch_form(form: Any, inputs: Any, backend: str = "native") -> TorchForm:
         raise ValueError(f"Unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}.")
     _check_form(form)
     given = [inputs] if not isinstance(inputs, Sequence) else list(inputs)
+    if len({id(thing) for thing in given}) < len(given):
+        raise ValueError("An input is given twice: each one may occur once in inputs.")
+    form, given = _without_views(form, given)
     slots: list[_Slot] = []
     for number, thing in enumerate(given):
         slot, form = _slot(thing, number, form, given)
         slots.append(slot)
     if len({id(slot.function) for slot in slots}) < len(slots):
         raise ValueError("An input is given twice: each one may occur once in inputs.")
+    functions = [slot.function for slot in slots]
+    for f in extract_coefficients(form):
+        _refuse_shared_values(f, functions)
     snapshot = Snapshot(form, [slot.function for slot in slots])
     fixed = Differentiable.of(with_fixed_quadrature(form))
     arguments = form.arguments()
@@ -139,7 +149,8 @@ class TorchForm:
         ----------
         *xs : Tensor, shape (batch, dim) or (dim,)
             Coefficients for each input: the dofs of a Function or of the mesh's coordinates, the
-            entries of a Constant. One without a batch axis serves all samples.
+            entries of a Constant. One without a batch axis, or with a batch of one, serves all
+            samples.
 
         Returns
         -------
@@ -190,7 +201,7 @@ class TorchForm:
                 sizes.add(len(x))
         if len(sizes - {1}) > 1:
             raise ValueError(f"The inputs have different batch sizes: {sorted(sizes)}.")
-        return max(sizes) if sizes else None
+        return next(iter(sizes - {1} or sizes), None)
 
     def values(self, xs: Sequence[Tensor]) -> Tensor:
         """Evaluate for rows, without a graph: (batch, V.dim()), or (batch,) for a 0-form."""
@@ -350,10 +361,9 @@ def _slot(thing: Any, number: int, form: Any, given: Sequence[Any]) -> tuple[_Sl
     if isinstance(thing, Constant):
         if thing not in extract_firedrake_constants(form):
             raise ValueError(f"Input {number}, a Constant, does not occur in the form.")
-        real = _real_space(meshes[0], thing.ufl_shape)
-        function = Function(real)
+        function, expression = _real_function(meshes[0], thing.ufl_shape)
         name = f"input {number} (Constant of shape {thing.ufl_shape})"
-        return _Slot(function, function, name), ufl.replace(form, {thing: function})
+        return _Slot(function, function, name), ufl.replace(form, {thing: expression})
     if isinstance(thing, Cofunction) or not isinstance(thing, Function):
         raise TypeError(
             f"Input {number} is a {type(thing).__name__}: expected a Function, a Constant, or a "
@@ -371,11 +381,38 @@ def _slot(thing: Any, number: int, form: Any, given: Sequence[Any]) -> tuple[_Sl
     return _Slot(thing, thing, name), form
 
 
-def _real_space(mesh: Any, shape: tuple[int, ...]) -> Any:
-    """The space of constants of this shape."""
-    element = FiniteElement("Real", mesh.ufl_cell(), 0)
-    if len(shape) == 1:
-        element = VectorElement(element, dim=shape[0])
-    elif shape:
-        element = TensorElement(element, shape=shape)
-    return FunctionSpace(mesh, element)
+def _real_function(mesh: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """A function of constants, and the expression of that shape that they are."""
+    real = FunctionSpace(mesh, "R", 0)
+    if not shape:
+        function = Function(real)
+        return function, function
+    # One space for each entry: test functions of vector-valued Real spaces are not supported.
+    function = Function(MixedFunctionSpace([real] * math.prod(shape)))
+    entries = split(function)
+    return function, ufl.as_tensor(np.array(entries, dtype=object).reshape(shape).tolist())
+
+
+def _without_views(form: Any, given: list[Any]) -> tuple[Any, list[Any]]:
+    """Functions of their own in the place of components, ``g.sub(i)``, which only view a part."""
+    changes = {}
+    inputs = [thing for thing in given if isinstance(thing, Function)]
+    for f in extract_coefficients(form):
+        if any(isinstance(part.dat, DatView) for part in f.subfunctions):
+            _refuse_shared_values(f, inputs)
+            own = Function(f.function_space().collapse())
+            changes[f] = own.assign(f)
+    given = [next((own for f, own in changes.items() if f is thing), thing) for thing in given]
+    return (ufl.replace(form, changes) if changes else form), given
+
+
+def _refuse_shared_values(f: Any, inputs: Sequence[Any]) -> None:
+    """Refuse a coefficient that is no input and shares its array with one."""
+    if any(f is x for x in inputs):
+        return
+    arrays = [part.dat._data for x in inputs for part in x.subfunctions]
+    if any(np.may_share_memory(part.dat._data, a) for part in f.subfunctions for a in arrays):
+        raise ValueError(
+            f"The coefficient {f.name()!r} shares its values with an input and is none itself: use "
+            "the input in its place, with an index for a component."
+        )

@@ -58,9 +58,24 @@ class Linearisation:
         self._solved = None if solved is None or bool(solved.all()) else solved
         self._share = share
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether no sample has a solution."""
+        return self._solved is not None and not bool(self._solved.any())
+
     def masked(self, x: Tensor) -> Tensor:
         """Zero in the rows of samples without a solution."""
         return x if self._solved is None else torch.where(self._solved[:, None], x, 0.0)
+
+    def replaced(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """The rows of a solved sample in the place of those of the others.
+
+        These have zero gradients, which derivatives of the form at bad inputs would make NaN.
+        """
+        if self._solved is None or not self._solved.any():
+            return list(xs)
+        good, row = self._solved[:, None], int(self._solved.nonzero()[0])
+        return [torch.where(good, x, x[row].detach()) for x in xs]
 
     def solve(self, b: Tensor, transposed: bool, xs: Sequence[Tensor]) -> Tensor:
         """Solve the linearised system at xs for detached values."""
@@ -130,8 +145,11 @@ class _Solution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         at, (u, *inputs) = ctx.linearisation, ctx.saved_tensors
-        g, u = at.masked(gradients[0]), at.masked(u)
+        g, (u, *inputs) = at.masked(gradients[0]), at.replaced([u, *inputs])
         needs = ctx.needs_input_grad
+        if at.hopeless:
+            given = zip((u, u, *inputs), needs[2:], strict=True)
+            return (None, None, *(_zero(x) if need else None for x, need in given))
         w: Tensor = _LinearisedSolve.apply(at, True, g, u, *inputs)
         boundary = None
         if needs[2]:
@@ -146,6 +164,11 @@ class _Solution(torch.autograd.Function):
                 for i in range(len(inputs))
             ),
         )
+
+
+def _zero(x: Tensor) -> Tensor:
+    """Zeros that a second derivative finds to be a constant function of x, also of a NaN."""
+    return torch.where(torch.zeros_like(x, dtype=torch.bool), x, 0.0)
 
 
 class _LinearisedSolve(torch.autograd.Function):

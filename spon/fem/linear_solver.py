@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import scipy.sparse as sp
 import torch
 import ufl
@@ -20,6 +21,7 @@ from spon.fem.forms import torch_form
 from spon.fem.implicit import Inverse, Linearisation, constant_solve, solution
 from spon.fem.maps import sparse_map
 from spon.fem.matrices import jacobian
+from spon.fem.quadrature_degrees import with_fixed_quadrature
 from spon.fem.share import Share
 from spon.fem.spaces import mesh_of, require_serial
 from spon.sparse import SparseMap
@@ -206,12 +208,16 @@ class _Varying:
         self._essential, self._mode, self._share = essential, mode, share
         self._limits = (rtol, max_iterations)
         u = Function(V, name="the solution")
-        form = ufl.action(a, u)
-        self._residual = torch_form(form if L is None else form - L, [u, *inputs])
+        # Each with its own quadrature, as where they are assembled one by one.
+        form = with_fixed_quadrature(ufl.action(a, u))
+        if L is not None:
+            form = form - with_fixed_quadrature(L)
+        self._residual = torch_form(form, [u, *inputs])
         self._matrices = jacobian(self._residual)
         self._lu = SparseLU(self._matrices.pointers, self._matrices.columns, essential.free)
         self._nothing = torch.zeros(1, V.dim(), dtype=torch.float64)
-        self._reference, self._symmetric = None, False
+        self._probe = torch.from_numpy(np.random.default_rng(0).standard_normal((1, V.dim())))
+        self._reference = None
         if reference is not None:
             sizes = [describe_input(x) for x in inputs]
             check = Rows("reference", [n for n, _ in sizes], [s for _, s in sizes])
@@ -240,21 +246,34 @@ class _Varying:
         reference = self._reference
         if reference is None:
             reference = self._prepare([x.mean(0, keepdim=True) for x in inputs])
+        self._require_symmetric(values)
         return ConjugateGradients(self._lu, values, reference, *self._limits)
 
     def _prepare(self, inputs: Sequence[Tensor]) -> Any:
         values = self._matrices.values([self._nothing, *inputs], 1)[0]
-        if not (self._symmetric or self._lu.is_symmetric(values, 1e-10)):
-            raise ValueError(
-                'mode="cg" needs a symmetric bilinear form, this one is not: use mode="factor".'
-            )
-        self._symmetric = True
+        self._require_symmetric(values[None])
         try:
-            return self._lu.factor(values, symmetric=True)
+            factor = self._lu.factor(values, symmetric=True)
         except SingularMatrixError as error:
             raise ValueError(
                 f"The reference of the conjugate gradients cannot be factorised. {error}"
             ) from error
+        if not factor.positive:
+            raise ValueError(
+                'mode="cg" needs a positive definite operator, that of the reference (the mean of '
+                'the batch by default) is not: give another reference=, or use mode="factor".'
+            )
+        return factor
+
+    def _require_symmetric(self, values: Tensor) -> None:
+        """Compare each matrix of a batch with its transpose on a random vector."""
+        x = self._probe.expand(len(values), -1)
+        ahead = self._lu.multiply(values, x)
+        difference = (ahead - self._lu.multiply(values, x, transposed=True)).abs().amax(1)
+        if (difference > 1e-10 * ahead.abs().amax(1)).any():
+            raise ValueError(
+                'mode="cg" needs a symmetric bilinear form, this one is not: use mode="factor".'
+            )
 
 
 class _Load:
@@ -263,6 +282,7 @@ class _Load:
     def __init__(self, L: Any, inputs: Sequence[Any]) -> None:
         self._used = [i for i, x in enumerate(inputs) if _occurs(x, L)]
         things = [inputs[i] for i in self._used]
+        L = with_fixed_quadrature(L)  # of which the derivatives are parts
         form = torch_form(L, things)
         self._maps = _affine(L, things)
         self._form = None if self._maps is not None else form

@@ -73,7 +73,8 @@ def integrals_of(
             scheme = metadata.get("quadrature_rule", "default")
             degree = metadata.get("quadrature_degree", metadata.get("estimated_polynomial_degree"))
             entities = Entities(d.domain, d.integral_type, indices, degree, scheme, snapshot)
-            result.append((integral.integrand(), entities))
+            # Orientations inside absolute values do not matter, and need not be known.
+            result.append((ufl_utils.simplify_abs(integral.integrand(), False), entities))
     return result
 
 
@@ -355,6 +356,7 @@ class _Corners:
 def _measure(entities: Entities, measure: Any) -> np.ndarray:
     """Volume of each cell or area of each facet, shape (entities, 1)."""
     integrand, degree = ufl_utils.one_times(measure)
+    integrand = ufl_utils.simplify_abs(integrand, False)
     at_points = entities.restrict(degree)
     if measure.integral_type() == "interior_facet":
         integrand = ufl.algorithms.apply_restrictions.apply_restrictions(integrand)

@@ -50,12 +50,8 @@ def _fixed(group: Sequence[Any]) -> list[Any]:
     """One kind of integral over one mesh with one set of options."""
     if "quadrature_degree" in group[0].metadata():
         return list(group)
-    rule = _rule_of_quadrature_spaces(group)
-    if rule is not None:
-        degree, scheme = rule
-        return [_with(i, degree, quadrature_rule=scheme) for i in group]
     everywhere = [i for i in group if _regions(i) is None]
-    base = _highest([_estimate(i) for i in everywhere])
+    base = _rule(everywhere)
     result = [_with(i, base) for i in everywhere]
     on_region = defaultdict(list)
     for integral in group:
@@ -63,18 +59,26 @@ def _fixed(group: Sequence[Any]) -> list[Any]:
             on_region[region].append(integral)
     for region, integrals in on_region.items():
         # Firedrake adds what is integrated everywhere to the integrand on each region, and
-        # integrates the sum with the highest degree that it needs.
-        degree = _highest([base, *(_estimate(i) for i in integrals)])
-        result += [_with(i, degree, region) for i in integrals]
-        if degree != base:
+        # integrates the sum with the rule that it needs.
+        rule = _rule([*everywhere, *integrals])
+        result += [_with(i, rule, region) for i in integrals]
+        if rule != base:
             for integral in everywhere:
                 negative = integral.reconstruct(integrand=-integral.integrand())
-                result += [_with(integral, degree, region), _with(negative, base, region)]
+                result += [_with(integral, rule, region), _with(negative, base, region)]
     return result
 
 
-def _with(integral: Any, degree: Any, region: Any = None, **more: Any) -> Any:
-    metadata = {**integral.metadata(), "quadrature_degree": degree, **more}
+def _rule(integrals: Sequence[Any]) -> tuple[Degree, str | None]:
+    """Degree and, if one is asked for, scheme for a sum of integrals."""
+    found = _rule_of_quadrature_spaces(integrals)
+    return found or (_highest([_estimate(i) for i in integrals]), None)
+
+
+def _with(integral: Any, rule: tuple[Degree, str | None], region: Any = None) -> Any:
+    metadata = {**integral.metadata(), "quadrature_degree": rule[0]}
+    if rule[1] is not None:
+        metadata["quadrature_rule"] = rule[1]
     if region is None:
         return integral.reconstruct(metadata=metadata)
     return integral.reconstruct(metadata=metadata, subdomain_id=region)

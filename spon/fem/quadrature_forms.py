@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ class QuadratureEvaluator:
         }
         vary = any(f is coordinates for f in inputs)
         self._integrals: list[Integral] = []
+        self._lock = threading.Lock()
         self._buffers: dict[Any, tuple[list[Tensor], Tensor]] = {}
         for integrand, entities in integrals_of(form, snapshot, vary):
             built = IntegralGraph(integrand, entities, unknowns)
@@ -67,6 +69,12 @@ class QuadratureEvaluator:
             In the dtype and on the device of the inputs.
         """
         like = xs[0] if xs else torch.empty(0, dtype=torch.float64)
+        if batch == 0:
+            return torch.zeros(0, self.size, dtype=like.dtype, device=like.device)
+        with self._lock:  # the buffers serve one call at a time
+            return self._evaluate(xs, like, batch)
+
+    def _evaluate(self, xs: Sequence[Tensor], like: Tensor, batch: int) -> Tensor:
         columns, out = self._buffers_for(like, [x.shape[1] for x in xs], batch)
         for column, x in zip(columns, xs, strict=True):
             column.copy_(x.detach().T)

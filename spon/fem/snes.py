@@ -11,6 +11,7 @@ from firedrake.petsc import PETSc
 from firedrake.solving_utils import SNESReasons
 from pyadjoint import stop_annotating
 from torch import Tensor
+from tsfc.ufl_utils import extract_firedrake_constants
 from ufl.algorithms import extract_coefficients
 
 from spon.fem.forms import TorchForm
@@ -42,9 +43,15 @@ class Snes:
             for f in {*extract_coefficients(form), slots[0]}
             if not any(f is mesh.coordinates for mesh in meshes)
         }
+        for constant in extract_firedrake_constants(form):
+            values = residual._snapshot.array(constant.dat).reshape(constant.ufl_shape)
+            copies[constant] = fd.Constant(values)
         # The coordinates cannot be exchanged in a form; they are put back after each solve.
         self._inputs = [copies.get(f, f) for f in slots[1:]]
-        self._borrowed = [f for f in self._inputs if any(f is mesh.coordinates for mesh in meshes)]
+        self._borrowed = [mesh.coordinates for mesh in meshes]
+        self._coordinates = [
+            residual._snapshot.array(f.dat).reshape(-1).copy() for f in self._borrowed
+        ]
         self._u = copies.get(slots[0])
         self._boundary = fd.Function(slots[0].function_space())
         conditions = [_moved(bc, self._boundary) for bc in bcs]
@@ -61,6 +68,8 @@ class Snes:
         kept = [to_tensor(f).numpy() for f in self._borrowed]
         snes = self._solver.snes
         try:
+            for f, values in zip(self._borrowed, self._coordinates, strict=True):
+                fill(f, values)
             for i in range(len(u)):
                 for f, x in zip(self._inputs, inputs, strict=True):
                     fill(f, x[i].numpy())
