@@ -295,7 +295,7 @@ def memory(calls):
     rows = []
     for name, (operator, space) in subjects.items():
         x = batch_of(space, 0.1)[:4].detach().requires_grad_()
-        steps = calls if name != "NonlinearSolver" else calls // 10
+        steps = calls // 10 if name in ("NonlinearSolver", "fem_operator") else calls
         for _ in range(steps // 10):
             forward_and_backward(operator, x)
         gc.collect()
