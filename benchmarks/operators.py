@@ -67,19 +67,17 @@ def forward_and_backward(operator, x):
 
 def agree(ours, peer, x, rtol):
     """Both sides give the same values and gradients, or the comparison means nothing."""
-    few = x[:2].detach().clone().requires_grad_()
-    a, b = ours(few), stacked(peer, few) if peer.__class__ is not Loop else peer(few)
-    torch.testing.assert_close(a, b.to(a), rtol=rtol, atol=rtol * float(a.detach().abs().max()))
-
-
-class Loop:
-    """A peer that has been looped over its samples already."""
-
-    def __init__(self, operator):
-        self.operator = operator
-
-    def __call__(self, batch):
-        return torch.stack([self.operator(x) for x in batch])
+    results = []
+    for side in (ours, lambda batch: stacked(peer, batch)):
+        few = x[:2].detach().clone().requires_grad_()
+        # One sample a backward pass: the peer's gradients are wrong when it is called twice.
+        gradients = []
+        for row in few.detach():
+            at = row[None].clone().requires_grad_()
+            gradients.append(forward_and_backward(side, at))
+        results.append((side(few).detach(), torch.cat(gradients)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b.to(a), rtol=rtol, atol=rtol * float(a.abs().max()))
 
 
 def taped(build):

@@ -2,9 +2,9 @@
 
 Nonlinear Darcy flow -div((1 + p^2) exp(g) grad p) = 1 on the plate with holes, g a Gaussian random
 field of standard deviation 0.5. One network (`Spectral`, the same seed and weights at the start) is
-trained with 1,000 solutions, and without any: on the residual in the dual norm, for as many steps
-on 4,000 inputs that are never solved; and, for a few epochs each, in the dual and in the Euclidean
-norm. The labels get their best of two losses.
+trained with 1,000 solutions (5,000 steps), and without any: on the residual in the dual norm, for
+6,000 steps on 4,000 inputs that are never solved; and, for a few epochs each, in the dual and in
+the Euclidean norm. The labels get their best of two losses.
 
     python benchmarks/physics.py [--quick] [--part conditioning|training]
 """
