@@ -3,24 +3,29 @@
 An integral is executed in chunks of cells that stay in the cache: the dofs of the cells are
 gathered, one matrix product for each function gives what the integrand needs of it at the points,
 the integrand is evaluated in place there, one product with the transposed matrices brings the
-result back to dofs, and it is added up. The geometry is in the matrices. Nothing here knows of UFL
-or Firedrake.
+result back to dofs, and it is added up. The geometry is in the matrices. On the CPU an integral
+with much to do becomes one compiled loop instead (`spon.quadrature_loops`), where a compiler is
+handed in. Nothing here knows of UFL or Firedrake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spon.integrand import Program, Rows, Sources, Step
+from spon.quadrature_loops import Loop, source
 from spon.scalars import Graph
 
 __all__ = ["Integral", "Rows", "Sources"]
 
+# Samples, and evaluations of an integrand, from which a compiled loop is worth the compilation.
+_LEAST_BATCH = 8
+LEAST_WORK = 1 << 16
 # Bytes of each array of a chunk: some ten arrays of that size should fit into the cache.
 _CHUNK = 1 << 18
 _UNARY: dict[str, Callable[..., Tensor]] = {
@@ -38,67 +43,6 @@ _BINARY: dict[str, Callable[..., Tensor]] = {
 _TRUTH = {"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"}
 
 
-@dataclass
-class Rows:
-    """Matrices of one space on the cells of an integral.
-
-    Attributes
-    ----------
-    nodes : array of int, shape (cells, nodes)
-    start, count, width : int
-        Where the dofs of the space begin in the vector, its nodes, and the components of each.
-    tables : list of array, shape (1 or cells, 1 or points, nodes)
-    entries : dict
-        (table, component) -> node of the graph: the value that comes out of the product for an
-        input, or that goes into it for the output.
-    """
-
-    nodes: np.ndarray
-    start: int
-    count: int
-    width: int
-    tables: list[np.ndarray] = field(default_factory=list)
-    entries: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    def view(self, x: Tensor) -> Tensor:
-        """The dofs of the space in a vector (dim, batch), as (nodes, components * batch)."""
-        return x[self.start : self.start + self.count * self.width].view(self.count, -1)
-
-    def places(self, points: int) -> list[tuple[int, int]]:
-        """Begin and number of each table's rows in the stacked matrix."""
-        places, begin = [], 0
-        for table in self.tables:
-            size = 1 if table.shape[1] == 1 else points
-            places.append((begin, size))
-            begin += size
-        return places
-
-    def stacked(self, points: int) -> np.ndarray:
-        """All tables below one another, shape (1 or cells, rows, nodes)."""
-        cells = max(len(t) for t in self.tables)
-        parts = []
-        for table, (_, size) in zip(self.tables, self.places(points), strict=True):
-            shape = (cells, size, self.nodes.shape[1])
-            parts.append(np.broadcast_to(table, shape))
-        return np.concatenate(parts, axis=1)
-
-
-@dataclass
-class Sources:
-    """What the integrand is a function of.
-
-    Attributes
-    ----------
-    rows : list of (input, Rows)
-        Inputs that are evaluated by tables.
-    numbers : dict
-        Node -> (input, dof): unknown constants, which are the same at all points.
-    """
-
-    rows: list[tuple[int, Rows]]
-    numbers: dict[int, tuple[int, int]]
-
-
 class Integral:
     """One integral of a form.
 
@@ -109,13 +53,25 @@ class Integral:
     outputs : list of Rows
     points : int
         Points in each cell.
+    compiler : callable, optional
+        From C source to a library, or None where that fails. With it, integrals over many points
+        on the CPU become compiled loops.
     """
 
-    def __init__(self, graph: Graph, sources: Sources, outputs: list[Rows], points: int) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        sources: Sources,
+        outputs: list[Rows],
+        points: int,
+        compiler: Callable[[str], Any] | None = None,
+    ) -> None:
         self.sources, self.outputs, self.points = sources, outputs, points
         self.cells = len(outputs[0].nodes)
-        self._program = _Program(graph, sources, outputs, points)
+        self._program = Program(graph, sources, outputs, points)
+        self._compiler = compiler
         self._copies: dict[Any, _Copy] = {}
+        self._loops: dict[torch.dtype, Loop | None] = {}
 
     def add_to(self, out: Tensor, xs: Sequence[Tensor]) -> None:
         """Add the integral to a result.
@@ -128,106 +84,29 @@ class Integral:
         """
         if self.cells == 0:
             return
+        loop = self._loop(out)
+        if loop is not None:
+            return loop.add_to(out, xs)
         key = (out.dtype, out.device)
         if key not in self._copies:
             self._copies[key] = _Copy(self, out.dtype, out.device)
         self._copies[key].add_to(out, xs)
 
+    def _loop(self, out: Tensor) -> Loop | None:
+        """The compiled loop, where there is one and it pays.
 
-# ---- the program at the points -------------------------------------------------------------------
-
-
-@dataclass
-class _Step:
-    """One operation. Operands are nodes or numbers; `out` is the node that it makes."""
-
-    op: str
-    out: int
-    operands: tuple[Any, ...]
-    alpha: float = 1.0
-
-
-class _Program:
-    """The operations of an integrand, in an order in which they can be executed.
-
-    Attributes
-    ----------
-    steps : list of _Step
-    fields : dict
-        Node -> values of a known field, shape (1 or cells, 1 or points).
-    shape : dict
-        Node -> ``"full"`` (a value at each point), ``"cell"`` (one for all points of a cell) or
-        ``"row"`` (one for all cells).
-    """
-
-    def __init__(self, graph: Graph, sources: Sources, outputs: list[Rows], points: int) -> None:
-        self.graph, self.points = graph, points
-        self.steps: list[_Step] = []
-        self.fields: dict[int, np.ndarray] = {}
-        self.shape: dict[int, str] = dict.fromkeys(sources.numbers, "row")
-        for _, rows in sources.rows:
-            for (table, _), node in rows.entries.items():
-                self.shape[node] = "full" if rows.tables[table].shape[1] > 1 else "cell"
-        uses = self._count_uses([n for rows in outputs for n in rows.entries.values()])
-        for rows in outputs:
-            for node in rows.entries.values():
-                self._emit(node, uses)
-
-    def _count_uses(self, roots: list[int]) -> dict[int, int]:
-        uses: dict[int, int] = {}
-        stack = list(roots)
-        while stack:
-            node = stack.pop()
-            uses[node] = uses.get(node, 0) + 1
-            if uses[node] == 1 and node not in self.shape and not self.graph.is_known(node):
-                stack += self.graph.args[node]
-        return uses
-
-    def _emit(self, root: int, uses: dict[int, int]) -> None:
-        """Append the steps that make a node, operands first; without recursion."""
-        stack = [(root, False)]
-        while stack:
-            node, ready = stack.pop()
-            if node in self.shape or self._leaf(node):
-                continue
-            op, args, alpha = self._fused(node, uses)
-            if not ready:
-                stack.append((node, True))
-                stack += [(a, False) for a in reversed(args)]
-                continue
-            operands = tuple(self.graph.data[a] if self.graph.is_number(a) else a for a in args)
-            kinds = {self.shape[a] for a in operands if isinstance(a, int)}
-            kind = next((k for k in ("full", "cell", "row") if k in kinds), "row")
-            self.steps.append(_Step(op, node, operands, alpha))
-            self.shape[node] = kind
-
-    def _leaf(self, node: int) -> bool:
-        if not self.graph.is_known(node):
-            return False
-        if not self.graph.is_number(node):
-            values = self.graph.values(node)
-            self.fields[node] = values
-            self.shape[node] = "full" if values.shape[-1] > 1 else "cell"
-        return True
-
-    def _fused(self, node: int, uses: dict[int, int]) -> tuple[str, tuple[int, ...], float]:
-        """``a + number * b`` is one operation where nobody else needs ``number * b``."""
-        op, args = self.graph.op[node], self.graph.args[node]
-        if op == "add":
-            for a, b in (args, args[::-1]):
-                factor, rest = self.graph.factored(b)
-                if (
-                    rest is not None
-                    and rest != b
-                    and self.graph.is_number(factor)
-                    and not self.graph.is_number(a)
-                    and b not in self.shape
-                    and uses.get(b, 0) == 1
-                ):
-                    return "add", (a, rest), self.graph.data[factor]
-        if op == "div" and self.graph.is_number(args[0], 1.0):
-            return "reciprocal", (args[1],), 1.0
-        return op, args, 1.0
+        That depends on sizes only, so that a calculation can be repeated to the last bit.
+        """
+        batch = out.shape[1]
+        if out.device.type != "cpu" or self._compiler is None or batch < _LEAST_BATCH:
+            return None
+        if self.cells * self.points * batch < LEAST_WORK:
+            return None
+        if out.dtype not in self._loops:
+            parts = (self._program, self.sources, self.outputs, self.points, out.dtype)
+            library = self._compiler(source(*parts))
+            self._loops[out.dtype] = library and Loop(library.integral, *parts)
+        return self._loops[out.dtype]
 
 
 # ---- execution -----------------------------------------------------------------------------------
@@ -325,7 +204,7 @@ class _Plan:
         columns = slice(component * self.batch, (component + 1) * self.batch)
         return buffer[:, begin : begin + size, columns]
 
-    def _place_results(self, program: _Program) -> None:
+    def _place_results(self, program: Program) -> None:
         """Let steps write into the buffers of the results where they can."""
         made = {step.out for step in program.steps if program.shape[step.out] != "row"}
         for tables, buffer in zip(self.copy._outputs, self._results, strict=True):
@@ -338,7 +217,7 @@ class _Plan:
                 else:
                     self._copies.append((target, node))
 
-    def _make_calls(self, program: _Program, like: dict[str, Any]) -> list[Any]:
+    def _make_calls(self, program: Program, like: dict[str, Any]) -> list[Any]:
         last: dict[int, int] = {}
         for number, step in enumerate(program.steps):
             for operand in step.operands:
@@ -411,7 +290,7 @@ class _Plan:
             target.index_add_(0, nodes.reshape(-1), local)
 
 
-def _function(step: _Step, like: dict[str, Any]) -> Callable[..., Any]:
+def _function(step: Step, like: dict[str, Any]) -> Callable[..., Any]:
     """The torch function of a step, with the numbers where torch wants them."""
     op = step.op
     if op == "reciprocal":

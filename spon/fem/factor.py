@@ -113,7 +113,9 @@ class SparseLU:
         )
         order = graph.getOrdering("nd")[0].getIndices()
         graph.destroy()
-        self._dof = self.free[order].astype(np.int32)
+        # In the order of the dofs, and each one's place in the order of the elimination.
+        self._dof = self.free.astype(np.int32)
+        self._place = np.argsort(order).astype(np.int32)
         ordered = block[order][:, order].tocsr()
         # Where each entry comes from; entries of the pattern alone come from nowhere.
         self._source = ordered.data.astype(np.int32) - 1
@@ -276,7 +278,7 @@ class _StaticFactor(Factor):
         transposed = transposed and not self._symmetric
         call(
             "solve_one", lu.unknowns, len(b), *map(ctypes.c_int64, (lu.size, *b.stride())),
-            int(transposed), lu._dof, *lu._lower, *lu._upper, *self._entries, b, x,
+            int(transposed), lu._dof, lu._place, *lu._lower, *lu._upper, *self._entries, b, x,
             lu._scratch(4 * LANES if len(b) > LANES else LANES),
         )  # fmt: skip
         return x
@@ -362,7 +364,7 @@ class Factors:
             rows = b[start : start + LANES]
             call(
                 "solve_lanes", lu.unknowns, len(rows), ctypes.c_int64(lu.size), int(transposed),
-                lu._dof, *lu._lower, *lu._upper, *entries, rows, x[start:], scratch,
+                lu._dof, lu._place, *lu._lower, *lu._upper, *entries, rows, x[start:], scratch,
             )  # fmt: skip
         for i, factor in self._pivoted.items():
             x[i] = factor.solve(b[i : i + 1], transposed)[0]

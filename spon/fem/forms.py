@@ -59,8 +59,9 @@ def torch_form(form: Any, inputs: Any, backend: str = "native") -> TorchForm:
         the value that it has now.
     backend : {"native", "torch"}, optional
         ``"native"``: Firedrake's compiled kernels, called for one sample after the other, on the
-        CPU in double precision. ``"torch"``: the same quadrature in torch operations for the whole
-        batch, in the dtype and on the device of the tensors.
+        CPU in double precision. ``"torch"``: the same quadrature for the whole batch, in the dtype
+        and on the device of the tensors: in torch operations, or on the CPU, where there is much to
+        do and a compiler, in one compiled loop.
 
     Returns
     -------

@@ -107,18 +107,24 @@ void factor_lanes(int n, int count, int64_t stride, const int *ap, const int *ac
   }
 }
 
-/* Rows of b and x are whole coefficient vectors; dof[i] is the place of unknown i in them. */
+/* Rows of b and x are whole coefficient vectors. dof[i] is where these hold the unknown place[i];
+   it grows with i. Eight at a time, so that what a row has in one line of the cache is moved while
+   it is there: the rows of many sizes of problem displace one another from it. */
+#define TILES                                                                                   \
+  for (int begin = 0, end = n < 8 ? n : 8; begin < n; begin = end, end = n - end < 8 ? n : end + 8)
+
 static void gather(int n, int count, int width, int64_t stride, int64_t step, const int *dof,
-                   const double *b, double *w) {
-  for (int i = 0; i < n; i++)
-    for (int t = 0; t < width; t++)
-      w[(int64_t)i * width + t] = t < count ? b[t * stride + dof[i] * step] : 0;
+                   const int *place, const double *b, double *w) {
+  TILES for (int t = 0; t < width; t++)
+    for (int i = begin; i < end; i++)
+      w[(int64_t)place[i] * width + t] = t < count ? b[t * stride + dof[i] * step] : 0;
 }
 
-static void scatter(int n, int count, int width, int64_t stride, const int *dof, const double *w,
-                    double *x) {
-  for (int i = 0; i < n; i++)
-    for (int t = 0; t < count; t++) x[t * stride + dof[i]] = w[(int64_t)i * width + t];
+static void scatter(int n, int count, int width, int64_t stride, const int *dof, const int *place,
+                    const double *w, double *x) {
+  TILES for (int t = 0; t < count; t++)
+    for (int i = begin; i < end; i++)
+      x[t * stride + dof[i]] = w[(int64_t)place[i] * width + t];
 }
 
 /* Triangular solves of K * W columns. V is what an entry of the factor is: one number for all
@@ -167,30 +173,31 @@ TRIANGULAR(each, lanes, 1)
 /* One matrix, `count` right-hand sides, of which b holds entry i of the t-th at
    t * stride + i * step. w holds n * 4 * W numbers. */
 void solve_one(int n, int count, int64_t size, int64_t stride, int64_t step, int transposed,
-               const int *dof, const int *lp,
-               const int *lc, const int *up, const int *uc, const double *lx, const double *ux,
-               const double *inverse, const double *b, double *x, lanes *w) {
+               const int *dof, const int *place, const int *lp, const int *lc, const int *up,
+               const int *uc, const double *lx, const double *ux, const double *inverse,
+               const double *b, double *x, lanes *w) {
   for (int start = 0; start < count;) {
     const int left = count - start, width = left > W ? 4 * W : W;
     const int now = left < width ? left : width;
-    gather(n, now, width, stride, step, dof, b + start * stride, (double *)w);
+    gather(n, now, width, stride, step, dof, place, b + start * stride, (double *)w);
     if (width > W) {
       if (transposed) wide_transposed(FACTOR); else wide(FACTOR);
     } else {
       if (transposed) narrow_transposed(FACTOR); else narrow(FACTOR);
     }
-    scatter(n, now, width, size, dof, (const double *)w, x + start * size);
+    scatter(n, now, width, size, dof, place, (const double *)w, x + start * size);
     start += now;
   }
 }
 
 /* `count` matrices, at most W, each with its own right-hand side. */
-void solve_lanes(int n, int count, int64_t stride, int transposed, const int *dof, const int *lp,
-                 const int *lc, const int *up, const int *uc, const lanes *lx, const lanes *ux,
-                 const lanes *inverse, const double *b, double *x, lanes *w) {
-  gather(n, count, W, stride, 1, dof, b, (double *)w);
+void solve_lanes(int n, int count, int64_t stride, int transposed, const int *dof,
+                 const int *place, const int *lp, const int *lc, const int *up, const int *uc,
+                 const lanes *lx, const lanes *ux, const lanes *inverse, const double *b,
+                 double *x, lanes *w) {
+  gather(n, count, W, stride, 1, dof, place, b, (double *)w);
   if (transposed) each_transposed(FACTOR); else each(FACTOR);
-  scatter(n, count, W, stride, dof, (const double *)w, x);
+  scatter(n, count, W, stride, dof, place, (const double *)w, x);
 }
 
 /* Entries of an assembled matrix as sums of entries of element matrices. */

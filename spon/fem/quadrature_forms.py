@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyop2.compilation import load
+from pyop2.exceptions import CompilationError
+from pyop2.mpi import COMM_SELF
 from torch import Tensor
 
 from spon.fem.entities import Entities, block_size, node_count
 from spon.fem.lowering import ARGUMENT, IntegralGraph, integrals_of
 from spon.fem.snapshot import Snapshot
-from spon.quadrature import Integral, Rows, Sources
+from spon.integrand import Rows, Sources
+from spon.quadrature import Integral
 from spon.scalars import Graph
 
 __all__ = ["QuadratureEvaluator"]
@@ -105,7 +109,15 @@ def _integral(built: IntegralGraph, space: Any) -> Integral | None:
     sources = _sources(built, [n for rows in outputs for n in rows.entries.values()])
     points = entities.weights.shape[1]
     _sum_tables_where_values_are_constant(graph, sources, outputs, points)
-    return Integral(graph, sources, outputs, points)
+    return Integral(graph, sources, outputs, points, _compiled)
+
+
+def _compiled(code: str) -> Any:
+    """A library, by the compiler that Firedrake compiles its kernels with; None without one."""
+    try:
+        return load(code, "c", ldargs=("-lm",), comm=COMM_SELF)
+    except (CompilationError, OSError):
+        return None
 
 
 def _outputs(built: IntegralGraph, space: Any) -> list[Rows]:

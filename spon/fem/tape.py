@@ -157,8 +157,11 @@ class FEMOperator:
         """The functional at one sample."""
         self._held = None  # should the run fail, the tape holds nothing that can be relied upon
         objects = [slot.make(x) for slot, x in zip(self._controls, row, strict=True)]
-        value = self.reduced_functional(objects)
-        tape = self.reduced_functional.tape
+        functional, tape = self.reduced_functional, self.reduced_functional.tape
+        if self._output.kind is Cofunction:
+            functional.scale = _Unscaled()
+        value = functional(objects)
+        functional.scale = 1.0
         checkpoints = [c.block_variable.checkpoint for c in self._handles]
         self._held = (tape.recompute_count, [x.copy() for x in row], checkpoints)
         return value
@@ -294,6 +297,17 @@ class FEMOperator:
                     "The tape holds an operation for which Firedrake has no second derivative "
                     f"({error})."
                 ) from error
+
+
+class _Unscaled:
+    """A factor that leaves a Cofunction alone.
+
+    With a number pyop2 makes a kernel anew for each Cofunction, which costs more than to assemble
+    it, and a part of which is never freed.
+    """
+
+    def __rmul__(self, other: Any) -> Any:
+        return other
 
 
 class _Value(torch.autograd.Function):
