@@ -163,8 +163,12 @@ class Shape:
             field.setNumber(threshold, option, value)
         self._fields.append(threshold)
 
-    def write(self, path: Path) -> None:
-        """Mesh the part and write gmsh 2.2 text, under a temporary name first."""
+    def write(self, path: Path, order: int = 1) -> None:
+        """Mesh the part and write gmsh 2.2 text, under a temporary name first.
+
+        Elements of order 2 follow curved boundaries. One that turned over is repaired by moving
+        nodes inside, or refused.
+        """
         dim, field = gmsh.model.getDimension(), gmsh.model.mesh.field
         smallest = field.add("Min")
         field.setNumbers(smallest, "FieldsList", self._fields)
@@ -178,6 +182,11 @@ class Shape:
         gmsh.model.mesh.generate(dim)
         if dim == 3:
             gmsh.model.mesh.optimize("Netgen")
+        gmsh.model.mesh.setOrder(order)
+        if dim == 3 and order > 1:
+            gmsh.option.setNumber("Mesh.HighOrderFixBoundaryNodes", 1)
+            gmsh.model.mesh.optimize("HighOrderElastic")
+        _check_jacobians(dim)
         path = Path(path)
         draft = path.with_name(f".{path.stem}.{os.getpid()}.msh")
         try:
@@ -186,6 +195,13 @@ class Shape:
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+def _check_jacobians(dim: int) -> None:
+    elements = [tag for tags in gmsh.model.mesh.getElements(dim)[1] for tag in tags]
+    bad = sum(value <= 0 for value in gmsh.model.mesh.getElementQualities(elements, "minSJ"))
+    if bad:
+        raise ValueError(f"{bad} of {len(elements)} elements turn over: choose another size")
 
 
 def _direction(start: Sequence[float], end: Sequence[float]) -> tuple[float, float]:

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import bracket
 import bracket3d
+import cook
+import fibres3d
 import gear
+import lprofile
+import particles3d
 import plate
+import rve1
+import rve2
+import rve3
 
 MESHES = {
     "bracket": bracket.make,
@@ -16,6 +23,13 @@ MESHES = {
     "plate": plate.make,
     "plate_quads": plate.make_quads,
     "gear": gear.make,
+    "cook": cook.make,
+    "lprofile": lprofile.make,
+    "rve1": rve1.make,
+    "rve2": rve2.make,
+    "rve3": rve3.make,
+    "fibres3d": fibres3d.make,
+    "particles3d": particles3d.make,
 }
 
 

@@ -1,6 +1,7 @@
 """The only folder of spon that talks to Firedrake: what leaves it and what goes back."""
 
 from spon.fem.constraints import boundary_violation
+from spon.fem.curved import curved_mesh
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
 from spon.fem.external import (
     ExternalSolver,
@@ -38,6 +39,7 @@ __all__ = [
     "assemble",
     "boundary_violation",
     "clear_cache",
+    "curved_mesh",
     "element_from_json",
     "element_to_json",
     "evaluation_map",

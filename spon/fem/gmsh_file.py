@@ -10,9 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CellKind", "GmshSummary", "TaggedMesh", "cell_kind", "scan_gmsh", "write_gmsh"]
+__all__ = [
+    "CellKind",
+    "GmshSummary",
+    "TaggedMesh",
+    "cell_kind",
+    "cell_nodes",
+    "scan_gmsh",
+    "write_gmsh",
+]
 
 Indices = NDArray[np.int64]
+Array = NDArray[np.float64]
 
 _DIMENSION = {
     "vertex": 0,
@@ -120,39 +129,17 @@ def scan_gmsh(path: Path) -> GmshSummary:
     ValueError
         If it is not such a file, or is cut short.
     """
-    data = path.read_bytes()
-    head = re.match(rb"\s*\$MeshFormat\r?\n\s*([\d.]+) ([01]) (\d+)", data)
-    if head is None:
-        raise ValueError(
-            f"{path} is not a gmsh mesh file: it does not begin with $MeshFormat. Save the mesh "
-            "in gmsh's format 4.1 or 2.2 (gmsh -format msh22 ...)"
-        )
-    version = head[1].decode()
-    if not version.startswith(("2", "4")):
-        raise ValueError(f"{path} is gmsh format {version}; save it in format 4.1 or 2.2")
+    data, binary, version = _opened(path)
     names = []
     for line in _section(data, "PhysicalNames", path, needed=False).decode().splitlines()[1:]:
         match = re.match(r'\s*(\d+)\s+(\d+)\s+"(.*)"', line)
         if match:
             names.append((match[3], int(match[1]), int(match[2])))
-    binary = head[2] == b"1"
-    if binary and version in ("4", "4.0"):
-        raise ValueError(f"{path} is gmsh's binary format 4.0; save it in format 4.1 or 2.2")
-    elements, nodes = _section(data, "Elements", path), _section(data, "Nodes", path)
-    read = {
-        (False, "2"): _read_text_2,
-        (False, "4"): _read_text_4,
-        (True, "2"): _read_binary_2,
-        (True, "4"): _read_binary_4,
-    }[binary, version[0]]
-    parts: dict[str, list[Indices]] = {}
+    blocks, nodes = _blocks(data, binary, version, path), _section(data, "Nodes", path)
     try:
-        for number, rows in read(elements):
-            parts.setdefault(_GMSH_TYPES.get(number, f"gmsh type {number}"), []).append(rows)
-        blocks = {name: np.concatenate(rows) for name, rows in parts.items()}
         listed = _count_nodes(nodes, binary, version)
-    except (IndexError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged in $Elements or $Nodes: {error}") from error
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged in $Nodes: {error}") from error
     dims = {name: kind.dim for name in blocks if (kind := cell_kind(name))}
     cells = [blocks[name] for name, dim in dims.items() if dim == max(dims.values())]
     repeated = sum(len(rows) - len(np.unique(np.sort(rows, axis=1), axis=0)) for rows in cells)
@@ -161,6 +148,84 @@ def scan_gmsh(path: Path) -> GmshSummary:
     return GmshSummary(
         version, kinds, names, b"$Periodic" in data, loose=listed - len(used), repeated=repeated
     )
+
+
+def cell_nodes(path: Path, kind: str) -> Array:
+    """Places of the nodes of all cells of one kind, in gmsh's order.
+
+    Parameters
+    ----------
+    path : Path
+        A gmsh file, text or binary, version 2.2 or 4.
+    kind : str
+        By meshio's names: ``"triangle6"``.
+
+    Returns
+    -------
+    array, shape (cells, nodes of a cell, 3)
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or has no such cells.
+    """
+    data, binary, version = _opened(path)
+    blocks, section = _blocks(data, binary, version, path), _section(data, "Nodes", path)
+    if kind not in blocks:
+        raise ValueError(f"{path} has no {kind} cells; it has {', '.join(blocks) or 'nothing'}")
+    read = {
+        (False, "2"): _places_text_2,
+        (False, "4"): _places_text_4,
+        (True, "2"): _places_binary_2,
+        (True, "4"): _places_binary_4,
+    }[binary, version[0]]
+    try:
+        parts = list(read(section, version))
+        numbers = np.concatenate([own for own, _ in parts])
+        places = np.concatenate([own for _, own in parts])
+    except (IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged in $Nodes: {error}") from error
+    order = np.argsort(numbers, kind="stable")
+    at = np.searchsorted(numbers, blocks[kind], sorter=order)
+    found = order[np.minimum(at, len(order) - 1)]
+    if (numbers[found] != blocks[kind]).any():
+        raise ValueError(f"{path} is damaged: its {kind} cells use nodes that $Nodes does not list")
+    return places[found]
+
+
+def _opened(path: Path) -> tuple[bytes, bool, str]:
+    """Contents, whether binary, and version of a gmsh file."""
+    data = path.read_bytes()
+    head = re.match(rb"\s*\$MeshFormat\r?\n\s*([\d.]+) ([01]) (\d+)", data)
+    if head is None:
+        raise ValueError(
+            f"{path} is not a gmsh mesh file: it does not begin with $MeshFormat. Save the mesh "
+            "in gmsh's format 4.1 or 2.2 (gmsh -format msh22 ...)"
+        )
+    version, binary = head[1].decode(), head[2] == b"1"
+    if not version.startswith(("2", "4")):
+        raise ValueError(f"{path} is gmsh format {version}; save it in format 4.1 or 2.2")
+    if binary and version in ("4", "4.0"):
+        raise ValueError(f"{path} is gmsh's binary format 4.0; save it in format 4.1 or 2.2")
+    return data, binary, version
+
+
+def _blocks(data: bytes, binary: bool, version: str, path: Path) -> dict[str, Indices]:
+    """Numbers of the nodes of all elements, by meshio's name of their kind."""
+    section = _section(data, "Elements", path)
+    read = {
+        (False, "2"): _read_text_2,
+        (False, "4"): _read_text_4,
+        (True, "2"): _read_binary_2,
+        (True, "4"): _read_binary_4,
+    }[binary, version[0]]
+    parts: dict[str, list[Indices]] = {}
+    try:
+        for number, rows in read(section):
+            parts.setdefault(_GMSH_TYPES.get(number, f"gmsh type {number}"), []).append(rows)
+        return {name: np.concatenate(rows) for name, rows in parts.items()}
+    except (IndexError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged in $Elements or $Nodes: {error}") from error
 
 
 def _section(data: bytes, name: str, path: Path, needed: bool = True) -> bytes:
@@ -224,6 +289,47 @@ def _count_nodes(section: bytes, binary: bool, version: str) -> int:
         return int(np.frombuffer(section, "<u8", 2)[1])
     words = section[: section.index(b"\n")].split()
     return int(words[1] if version[0] == "4" else words[0])
+
+
+def _places_text_2(section: bytes, version: str) -> Iterator[tuple[Indices, Array]]:
+    rows = np.array([line.split() for line in section.split(b"\n")[1:] if line.strip()])
+    yield rows[:, 0].astype(np.int64), rows[:, 1:4].astype(np.float64)
+
+
+def _places_text_4(section: bytes, version: str) -> Iterator[tuple[Indices, Array]]:
+    lines, at = section.split(b"\n"), 1
+    for _ in range(int(lines[0].split()[0])):
+        count = int(lines[at].split()[3])
+        rows = [line.split() for line in lines[at + 1 : at + 1 + count]]
+        if version != "4.0" and version != "4":  # all numbers first, then all places
+            at += count
+            rows = [
+                own + line.split()
+                for own, line in zip(rows, lines[at + 1 : at + 1 + count], strict=True)
+            ]
+        at += 1 + count
+        if count:
+            table = np.array([row[:4] for row in rows])
+            yield table[:, 0].astype(np.int64), table[:, 1:].astype(np.float64)
+
+
+def _places_binary_2(section: bytes, version: str) -> Iterator[tuple[Indices, Array]]:
+    line = section.index(b"\n")
+    row = np.dtype([("number", "<i4"), ("place", "<f8", 3)])
+    table = np.frombuffer(section, row, int(section[:line]), line + 1)
+    yield table["number"].astype(np.int64), table["place"]
+
+
+def _places_binary_4(section: bytes, version: str) -> Iterator[tuple[Indices, Array]]:
+    blocks, start = int(np.frombuffer(section, "<u8", 1)[0]), 32
+    for _ in range(blocks):
+        dim, _, parametric = (int(n) for n in np.frombuffer(section, "<i4", 3, start))
+        count = int(np.frombuffer(section, "<u8", 1, start + 12)[0])
+        width = 3 + (dim if parametric else 0)
+        numbers = np.frombuffer(section, "<u8", count, start + 20).astype(np.int64)
+        places = np.frombuffer(section, "<f8", count * width, start + 20 + 8 * count)
+        yield numbers, places.reshape(count, width)[:, :3]
+        start += 20 + 8 * count * (1 + width)
 
 
 def _nodes(number: int) -> int:

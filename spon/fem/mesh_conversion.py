@@ -92,7 +92,7 @@ def check_kinds(path: Path, kinds: dict[str, int]) -> tuple[str, bool]:
     return shapes[0], any(k.dim == top and k.nodes > k.corners for k in cells)
 
 
-def convert(path: Path, tag_data: str | None = None) -> TaggedMesh:
+def convert(path: Path, tag_data: str | None = None, warn: bool = True) -> TaggedMesh:
     """Read a mesh file with meshio.
 
     Points that no cell uses are dropped, and z where it is constant. Curved cells become
@@ -105,6 +105,8 @@ def convert(path: Path, tag_data: str | None = None) -> TaggedMesh:
     tag_data : str, optional
         Name of the cell array that holds the tags; by default the first of `TAG_DATA` that is
         there, and otherwise the cell sets, numbered 1, 2, ... in the file's order.
+    warn : bool, optional
+        Whether to warn of curved cells.
 
     Raises
     ------
@@ -116,10 +118,10 @@ def convert(path: Path, tag_data: str | None = None) -> TaggedMesh:
     for block in source.cells:
         kinds[block.type] = kinds.get(block.type, 0) + len(block.data)
     shape, curved = check_kinds(path, kinds)
-    if curved:
+    if curved and warn:
         warnings.warn(
-            f"{path} has curved cells; their edges are read as straight lines. Set "
-            "mesh.coordinates to a field of higher degree to bend them again",
+            f"{path} has curved cells; their edges are read as straight lines. Curved edges are "
+            "kept from gmsh files of order 2",
             UserWarning,
             stacklevel=2,
         )

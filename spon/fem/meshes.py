@@ -5,19 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import firedrake as fd
+from petsc4py import PETSc
 
-from spon.fem.gmsh_file import TaggedMesh, scan_gmsh, write_gmsh
+from spon.fem.curved import curved_mesh
+from spon.fem.gmsh_file import GmshSummary, TaggedMesh, cell_kind, cell_nodes, scan_gmsh, write_gmsh
 from spon.fem.mesh_conversion import check_kinds, convert
+from spon.fem.second_order import Array, complete, is_straight
 
 __all__ = ["mesh_tags", "read_mesh"]
 
 _SURFACES = (".stl", ".obj", ".ply", ".off")
 _CHECKPOINTS = (".h5", ".hdf5")
+_SECOND_ORDER = ("triangle6", "quad8", "quad9", "tetra10", "hexahedron20", "hexahedron27")
+
+
+@dataclass
+class _Readable:
+    """A gmsh file that Firedrake reads, the names in it, and the nodes of curved cells."""
+
+    path: Path
+    names: list[tuple[str, int, int]] = field(default_factory=list)
+    nodes: Array | None = None
 
 
 def read_mesh(
@@ -26,6 +41,7 @@ def read_mesh(
     name: str | None = None,
     required_tags: Sequence[str | int] = (),
     tag_data: str | None = None,
+    curved: bool = True,
 ) -> Any:
     """Read a mesh of triangles, quadrilaterals, tetrahedra or hexahedra from a file.
 
@@ -34,8 +50,13 @@ def read_mesh(
     file in a temporary folder first. Tags become ``dx(tag)`` for cells and ``ds(tag)`` or
     ``DirichletBC(V, g, tag)`` for facets; `mesh_tags` gives them by name. A tag of 0 is none.
 
-    A conversion drops points that no cell uses, drops z where it is constant, and straightens
-    curved cells with a warning; a gmsh file that needs one of these is converted too.
+    Cells of degree 2 in a gmsh file (``gmsh -order 2``) stay curved: the coordinates of the mesh
+    are a field of degree 2, if any edge is bent at all. Matched sides (``$Periodic``) become one,
+    and the coordinates a discontinuous field. Cells of higher degree, and curved ones in other
+    formats, are read with straight edges and a warning.
+
+    A conversion drops points that no cell uses, and z where it is constant; a gmsh file with such
+    points is converted too.
 
     Parameters
     ----------
@@ -51,6 +72,8 @@ def read_mesh(
         For formats other than ``.msh``: the cell array that holds the tags. By default the first
         of `spon.fem.mesh_conversion.TAG_DATA` that is there, and otherwise the cell sets,
         numbered from 1.
+    curved : bool, optional
+        False to read curved cells of a gmsh file with straight edges, without a warning.
 
     Returns
     -------
@@ -63,7 +86,8 @@ def read_mesh(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is not a mesh of one shape of cells, cannot be read, or lacks a required tag.
+        If the file is not a mesh of one shape of cells, cannot be read, or lacks a required tag,
+        or if a curved cell turns over.
 
     Examples
     --------
@@ -75,12 +99,21 @@ def read_mesh(
     required = _checked_required(required_tags)
     comm = fd.COMM_WORLD if comm is None else comm
     options = {"comm": comm} if name is None else {"comm": comm, "name": name}
-    with _readable_by_firedrake(path, comm, tag_data) as (readable, names):
+    with _readable_by_firedrake(path, comm, tag_data, curved) as readable:
         try:
-            mesh = fd.Mesh(str(readable), **options)
+            with _corners_only():
+                mesh = fd.Mesh(str(readable.path), **options)
         except Exception as error:
             raise ValueError(f"Firedrake cannot read {path}: {error}") from error
-    _check_required(path, mesh, names, required)
+    _check_required(path, mesh, readable.names, required)
+    if readable.nodes is not None:
+        try:
+            mesh = curved_mesh(mesh, readable.nodes[:, :, : mesh.geometric_dimension])
+        except ValueError as error:
+            raise ValueError(
+                f"{path} has curved cells that cannot be used: {error}. With curved=False they are "
+                "read with straight edges"
+            ) from error
     return mesh
 
 
@@ -159,16 +192,29 @@ def _checked_required(required: Sequence[str | int]) -> list[str | int]:
 
 
 @contextlib.contextmanager
+def _corners_only() -> Iterator[None]:
+    """PETSc would hand curved cells to Firedrake in a form that it does not take."""
+    options, name = PETSc.Options(), "dm_plex_gmsh_highorder"
+    before = options.getString(name) if options.hasName(name) else None
+    options[name] = "false"
+    try:
+        yield
+    finally:
+        options.delValue(name)
+        if before is not None:
+            options[name] = before
+
+
+@contextlib.contextmanager
 def _readable_by_firedrake(
-    path: Path, comm: Any, tag_data: str | None
-) -> Iterator[tuple[Path, list[tuple[str, int, int]]]]:
-    """A gmsh file that Firedrake reads, and the names in it; the work is the first process's."""
+    path: Path, comm: Any, tag_data: str | None, curved: bool
+) -> Iterator[_Readable]:
+    """What Firedrake reads; the work is the first process's."""
     with contextlib.ExitStack() as stack:
-        result: tuple[Path, list[tuple[str, int, int]]] | Exception
-        result = RuntimeError("nothing was read")
+        result: _Readable | Exception = RuntimeError("nothing was read")
         if comm.rank == 0:
             try:
-                result = _prepare(path, stack, tag_data)
+                result = _prepare(path, stack, tag_data, curved)
             except Exception as error:  # every process must hear of it, or the others wait
                 result = error
         result = comm.bcast(result, root=0)
@@ -179,44 +225,59 @@ def _readable_by_firedrake(
 
 
 def _prepare(
-    path: Path, stack: contextlib.ExitStack, tag_data: str | None
-) -> tuple[Path, list[tuple[str, int, int]]]:
+    path: Path, stack: contextlib.ExitStack, tag_data: str | None, curved: bool
+) -> _Readable:
     if path.suffix.lower() == ".msh":
-        summary = scan_gmsh(path)
-        _, curved = check_kinds(path, summary.kinds)
         if tag_data is not None:
             raise ValueError("tag_data is for formats other than .msh, whose tags are known")
+        summary = scan_gmsh(path)
+        shape, bent = check_kinds(path, summary.kinds)
         if summary.repeated:
             raise ValueError(
                 f"{path} lists {summary.repeated} cells more than once: physical groups overlap, "
                 "and format 2.2 repeats a cell for each of its groups. Make the groups disjoint, "
                 "or save in format 4.1"
             )
-        if not curved and not summary.loose:
-            return path.absolute(), summary.names
+        nodes = _bent_nodes(path, summary, shape) if bent and curved else None
+        if not summary.loose:
+            return _Readable(path.absolute(), summary.names, nodes)
         if summary.periodic:
-            what = "curved cells" if curved else f"{summary.loose} points that no cell uses"
             raise ValueError(
-                f"{path} is periodic and has {what}, which Firedrake does not read. Save it with "
-                "element order 1 and without unused points (in gmsh: Mesh.SaveAll = 0)"
+                f"{path} is periodic and has {summary.loose} points that no cell uses, which "
+                "Firedrake does not read. Save it without them (in gmsh: Mesh.SaveAll = 0)"
             )
-        mesh = _convert_gmsh(path, "curved cells" if curved else f"{summary.loose} unused points")
+        mesh = _convert_gmsh(path, f"{summary.loose} unused points")
     else:
-        mesh = convert(path, tag_data)
+        mesh, nodes = convert(path, tag_data), None
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spon-mesh-"))
     readable = Path(folder) / "mesh.msh"
     write_gmsh(readable, mesh)
-    return readable, [(name, dim, tag) for name, (dim, tag) in mesh.names.items()]
+    return _Readable(readable, [(name, *at) for name, at in mesh.names.items()], nodes)
+
+
+def _bent_nodes(path: Path, summary: GmshSummary, shape: str) -> Array | None:
+    """Nodes of all cells, shape (cells, nodes, 3), or None where every edge is straight."""
+    kinds = [name for name in summary.kinds if (kind := cell_kind(name)) and kind.shape == shape]
+    if len(kinds) > 1 or kinds[0] not in _SECOND_ORDER:
+        warnings.warn(
+            f"{path} has curved cells ({', '.join(kinds)}); their edges are read as straight "
+            "lines, for only cells of degree 2 stay curved. Save it with gmsh -order 2",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
+    nodes = complete(shape, cell_nodes(path, kinds[0]))
+    return None if is_straight(shape, nodes) else nodes
 
 
 def _convert_gmsh(path: Path, reason: str) -> TaggedMesh:
     """What meshio makes of a gmsh file that Firedrake does not read; it does not read all."""
     try:
-        return convert(path)
+        return convert(path, warn=False)  # of curved cells _bent_nodes has spoken
     except ValueError as error:
         raise ValueError(
             f"{path} has {reason}, which Firedrake does not read, and was not converted: {error}. "
-            "Save it with element order 1 and without unused points (in gmsh: Mesh.SaveAll = 0)"
+            "Save it without them (in gmsh: Mesh.SaveAll = 0)"
         ) from error
 
 
