@@ -1,5 +1,6 @@
 """Operator learning inside FE² multiscale simulation.
 
-Nothing is public here yet: representative volume elements, surrogates and the macroscopic problem
-are to come, see the README for what works today.
+What is here so far: material laws (`fe_ol.materials`) and, written to the interface of a
+representative volume element that is still to come, snapshots, modes and surrogates. See the README
+for what works today.
 """

@@ -1,0 +1,334 @@
+"""Snapshots: RVE solutions for sampled macroscopic strains, the material modes are made of."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from mpi4py import MPI
+from scipy.stats import qmc
+from torch import Tensor
+from tqdm import tqdm
+
+from fe_ol.identity import compare_identities, identity
+from fe_ol.voigt import rest_strain
+from spon.fem.problem import SOLVE_FAILURES
+from spon.history import replaced
+from spon.parts import Parts, RunMismatchError
+
+__all__ = ["Snapshots", "sample_strains"]
+
+_log = logging.getLogger("fe_ol")
+_FORMAT, _VERSION = "fe_ol snapshots", 1
+_METHODS = ("lhs", "sobol", "laplace")
+_ARRAYS = ("strain", "fluctuation", "stress", "macro_stress")
+
+
+def sample_strains(
+    n: int, components: int, radius: float = 0.04, seed: int = 0, method: str = "lhs"
+) -> Tensor:
+    """Macroscopic strains in a box.
+
+    Parameters
+    ----------
+    n : int
+    components : int
+        3 in 2D and 6 in 3D; 4 and 9 for deformation gradients.
+    radius : float, optional
+        Half the edge of the box.
+    seed : int, optional
+    method : {"lhs", "sobol", "laplace"}, optional
+        Uniform Latin hypercube; scrambled Sobol points, of which the first ones stay the same when
+        `n` grows; or independent Laplace distributed components cut off at the box, which crowd
+        near zero like those of Eivazi et al. (2025).
+
+    Returns
+    -------
+    Tensor, shape (n, components)
+        In the box of this radius around zero.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}.")
+    if not 0 < radius < np.inf:
+        raise ValueError(f"radius must be positive, got {radius}.")
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {_METHODS}, got {method!r}.")
+    if method == "lhs":
+        unit = qmc.LatinHypercube(components, seed=seed).random(n)
+    elif method == "sobol":
+        # Powers of two only are balanced, and scipy warns of others.
+        unit = qmc.Sobol(components, seed=seed).random_base2(int(np.ceil(np.log2(max(n, 2)))))[:n]
+    else:
+        unit = np.stack([_laplace(np.random.default_rng([seed, i]), components) for i in range(n)])
+    return torch.from_numpy(radius * (2 * unit - 1))
+
+
+def _laplace(rng: np.random.Generator, components: int) -> np.ndarray:
+    # The inverse of the distribution function on (-1, 1), with a quarter of the radius as scale.
+    uniform, scale = rng.uniform(-1, 1, components), 0.25
+    magnitude = -scale * np.log1p(-np.abs(uniform) * -np.expm1(-1 / scale))
+    return (1 + np.sign(uniform) * magnitude) / 2
+
+
+@dataclass
+class Snapshots:
+    """RVE solutions.
+
+    Attributes
+    ----------
+    strain : Tensor, shape (n, components)
+        Macroscopic strains; deformation gradients at finite strain.
+    fluctuation : Tensor, shape (n, dofs)
+        Coefficients of the RVE's space.
+    stress : Tensor, shape (n, points, components)
+        At the quadrature points.
+    macro_stress : Tensor, shape (n, components)
+    radius : float
+        Half the edge of the box of strains.
+    method : str
+    seed : int
+    indices : list of int
+        Which sample of the run each one is.
+    failures : list of (int, str)
+        The samples that could not be solved, with the solver's message.
+    rve : dict
+        What the RVE was: see `fe_ol.identity.identity`.
+    """
+
+    strain: Tensor
+    fluctuation: Tensor
+    stress: Tensor
+    macro_stress: Tensor
+    radius: float
+    method: str = "lhs"
+    seed: int = 0
+    indices: list[int] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    rve: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.strain)
+
+    def __getitem__(self, chosen: slice | Sequence[int] | Tensor) -> Snapshots:
+        """The chosen samples, as snapshots of the same run."""
+        rows = torch.arange(len(self))[chosen].tolist()
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {name: values[name][rows] for name in _ARRAYS}
+        return Snapshots(**(values | {"indices": [self.indices[i] for i in rows]}))
+
+    @classmethod
+    def sample(
+        cls,
+        rve: Any,
+        n: int = 100,
+        radius: float = 0.04,
+        seed: int = 0,
+        method: str = "lhs",
+        path: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+        comm: Any | None = None,
+    ) -> Snapshots:
+        """Sample strains and solve the RVE for each of them.
+
+        With a `path`, finished solutions lie in the folder ``path + ".parts"`` until all are done;
+        starting again with the same arguments goes on from there, and a finished file is returned
+        as it is. Every solve starts from zero, so that a sample does not depend on which others
+        were solved before it.
+
+        Parameters
+        ----------
+        rve : RVE
+        n, radius, seed, method
+            As `sample_strains` takes them; at finite strain the box is around the identity.
+        path : path, optional
+            The HDF5 file to make.
+        progress : bool, optional
+            Whether the first process shows a progress bar.
+        comm : mpi4py communicator, optional
+            Its processes share the solves; the RVE's mesh must live on ``COMM_SELF`` of each.
+            Needs a `path`. One process by default.
+
+        Returns
+        -------
+        Snapshots
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of its range, or no sample could be solved.
+        spon.parts.RunMismatchError
+            If the file or the folder belongs to another run.
+        """
+        comm = MPI.COMM_SELF if comm is None else comm
+        if comm.size > 1 and path is None:
+            raise ValueError("Several processes share their solves through files: give a path.")
+        reference = rest_strain(rve.dim, rve.finite)
+        strain = reference + sample_strains(n, len(reference), radius, seed, method)
+        run = {"n": n, "radius": radius, "seed": seed, "method": method, "rve": identity(rve)}
+        if path is None:
+            solved = {
+                i: _solve(rve, strain[i]) for i in tqdm(range(n), "rve", disable=not progress)
+            }
+            return cls._assembled(solved, strain, run)
+        path = Path(path)
+        if path.exists():
+            return cls._known(path, run)
+        parts = Parts(path, run)
+        _on_first(comm, parts.open)
+        mine = range(comm.rank, n, comm.size)
+        for i in tqdm(mine, "rve", disable=not progress or comm.rank > 0):
+            if not parts.has(i):
+                result = _solve(rve, strain[i])
+                parts.write(i, {"failure": np.array(result)} if isinstance(result, str) else result)
+        comm.Barrier()
+
+        def collect() -> None:
+            cls._assembled({i: parts.read(i) for i in range(n)}, strain, run).save(path)
+            parts.remove()
+
+        _on_first(comm, collect)
+        return cls.load(path)
+
+    @classmethod
+    def _assembled(
+        cls, solved: dict[int, dict[str, np.ndarray] | str], strain: Tensor, run: dict[str, Any]
+    ) -> Snapshots:
+        failures = [(i, r) for i, r in solved.items() if isinstance(r, str)]
+        good = {i: r for i, r in solved.items() if not isinstance(r, str)}
+        if not good:
+            raise ValueError(
+                f"None of the {len(solved)} RVE solves converged. The first one: {failures[0][1]}"
+            )
+        arrays = {
+            name: torch.from_numpy(np.stack([r[name] for r in good.values()]))
+            for name in _ARRAYS[1:]
+        }
+        return cls(
+            strain=strain[list(good)],
+            **arrays,
+            radius=run["radius"],
+            method=run["method"],
+            seed=run["seed"],
+            indices=list(good),
+            failures=failures,
+            rve=run["rve"],
+        )
+
+    @classmethod
+    def _known(cls, path: Path, run: dict[str, Any]) -> Snapshots:
+        found = cls.load(path)
+        lines = [
+            f"{key} is {getattr(found, key)}, not {run[key]}"
+            for key in ("radius", "seed", "method")
+            if getattr(found, key) != run[key]
+        ]
+        if len(found) + len(found.failures) != run["n"]:
+            lines.append(f"n is {len(found) + len(found.failures)}, not {run['n']}")
+        lines += compare_identities(found.rve, run["rve"])
+        if lines:
+            raise RunMismatchError(
+                f"{str(path)!r} holds other snapshots: {'; '.join(lines)}. Choose another path, or "
+                "remove the file."
+            )
+        return found
+
+    def require(self, rve: Any) -> None:
+        """Check that these are snapshots of an RVE.
+
+        Raises
+        ------
+        ValueError
+            If they are not; the message names the differences.
+        """
+        lines = compare_identities(self.rve, identity(rve))
+        if lines:
+            raise ValueError(f"The snapshots are of another RVE: {'; '.join(lines)}.")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one HDF5 file, under a temporary name that is then renamed.
+
+        Parameters
+        ----------
+        path : path
+            Its folder is made if need be.
+        """
+        facts = {
+            "radius": self.radius,
+            "method": self.method,
+            "seed": self.seed,
+            "indices": self.indices,
+            "failures": self.failures,
+            "rve": self.rve,
+        }
+        with replaced(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
+            for name in _ARRAYS:
+                file.create_dataset(name, data=getattr(self, name).numpy(), track_times=False)
+            file.create_dataset("facts", data=np.bytes_(json.dumps(facts).encode()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Snapshots:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it does not hold snapshots, or those of a version unknown here.
+        """
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"There is no file of snapshots at {os.fspath(path)!r}.")
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != _FORMAT:
+                    raise KeyError("format")
+                if file.attrs["version"] != _VERSION:
+                    raise ValueError(
+                        f"{os.fspath(path)!r} has format version {file.attrs['version']}, this "
+                        f"fe_ol reads version {_VERSION}: sample the snapshots again."
+                    )
+                arrays = {name: torch.from_numpy(file[name][()]) for name in _ARRAYS}
+                facts = json.loads(file["facts"][()])
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} does not hold snapshots: expected what Snapshots.save wrote."
+            ) from error
+        facts["failures"] = [(i, message) for i, message in facts["failures"]]
+        values: dict[str, Any] = {**arrays, **facts}
+        return cls(**values)
+
+
+def _solve(rve: Any, strain: Tensor) -> dict[str, np.ndarray] | str:
+    try:
+        solutions = rve.solve(strain[None])
+    except SOLVE_FAILURES as error:
+        _log.warning("The RVE solve for strain %s failed: %s", strain.tolist(), error)
+        return f"{type(error).__name__}: {error}"
+    return {name: getattr(solutions, name)[0].numpy() for name in _ARRAYS[1:]}
+
+
+def _on_first(comm: Any, action: Any) -> None:
+    """Let the first process act; what it raises, all raise."""
+    error = None
+    if comm.rank == 0:
+        try:
+            action()
+        except Exception as caught:
+            error = caught
+    error = comm.bcast(error)
+    if error is not None:
+        raise error

@@ -1,0 +1,86 @@
+"""The laws of chosen quadrature points, evaluated for many strains at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["PointLaws"]
+
+
+class PointLaws:
+    """Stress and tangent at points of several materials.
+
+    Parameters
+    ----------
+    laws : mapping of int to Material
+        By tag; none with history.
+    tags : Tensor of int, shape (m,)
+        Ascending, so that the points of each law are neighbours.
+
+    Raises
+    ------
+    NotImplementedError
+        If a law has a history: what it does depends on the path of the strain, which no surrogate
+        here sees.
+    """
+
+    def __init__(self, laws: Mapping[int, Any], tags: Tensor) -> None:
+        historic = [tag for tag, law in laws.items() if getattr(law, "history", False)]
+        if historic:
+            raise NotImplementedError(
+                f"The laws with the tags {historic} have a history; surrogates learn maps from "
+                "strain to stress. Use the RVE itself as the material."
+            )
+        self.laws = dict(laws)
+        self._spans: list[tuple[Any, slice]] = []
+        start = 0
+        for tag, count in zip(*torch.unique_consecutive(tags, return_counts=True), strict=True):
+            stop = start + int(count)
+            self._spans.append((self.laws[int(tag)], slice(start, stop)))
+            start = stop
+
+    def __call__(self, strain: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (n, m, c)
+
+        Returns
+        -------
+        stress : Tensor, shape (n, m, c)
+        tangent : Tensor, shape (n, m, c, c)
+        """
+        n, c = len(strain), strain.shape[2]
+        stress = torch.empty_like(strain)
+        tangent = strain.new_empty(*strain.shape, c)
+        for law, span in self._spans:
+            response = law(strain[:, span].reshape(-1, c))
+            size = span.stop - span.start
+            stress[:, span] = response.stress.reshape(n, size, c)
+            tangent[:, span] = response.tangent.reshape(n, size, c, c)
+        return stress, tangent
+
+    def stress(self, strain: Tensor) -> Tensor:
+        """Stress alone, differentiable once in the strain (by the law's own tangent)."""
+        result: Tensor = _Stress.apply(strain, self)
+        return result
+
+
+class _Stress(torch.autograd.Function):
+    """Laws promise a tangent, not that autograd can follow them."""
+
+    @staticmethod
+    def forward(ctx: Any, strain: Tensor, laws: PointLaws) -> Tensor:  # type: ignore[override]
+        stress, tangent = laws(strain)
+        ctx.save_for_backward(tangent)
+        return stress
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
+        (tangent,) = ctx.saved_tensors
+        return (cotangent[..., None, :] @ tangent)[..., 0, :], None
