@@ -241,7 +241,9 @@ class EnergyLaw:
     def ufl_stress(self, strain: Any, state: Sequence[Any] = ()) -> Any:
         """Stress as a UFL tensor: the derivative of the energy (first Piola at finite strain)."""
         e = ufl.variable(strain)
-        return ufl.diff(self.ufl_energy(e, state), e)
+        stress = ufl.diff(self.ufl_energy(e, state), e)
+        # An energy may be written with one of two equal shear strains: each has half of the stress.
+        return stress if self.finite else ufl.sym(stress)
 
     def sizes(self) -> tuple[int, ...]:
         """Numbers of strain components that the law takes."""
