@@ -50,11 +50,19 @@ def describe_law(law: Any) -> dict[str, Any]:
     -------
     dict
         ``{"law": "LinearElastic", "parameters": {"K": 43452.381, "G": 29918.0328}}`` for example.
-        Laws that are not dataclasses are told apart by their name alone.
+
+    Raises
+    ------
+    TypeError
+        If the law is not a dataclass: its parameters are then unknown, and another RVE would pass
+        for this one.
     """
-    values = {}
-    if dataclasses.is_dataclass(law):
-        values = {f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.init}
+    if not dataclasses.is_dataclass(law):
+        raise TypeError(
+            f"The law {type(law).__name__} is not a dataclass, so its parameters cannot be written "
+            "down and compared: make it one, in the manner of fe_ol.materials."
+        )
+    values = {f.name: getattr(law, f.name) for f in dataclasses.fields(law) if f.init}
     nested = {
         name: describe_law(value) if dataclasses.is_dataclass(value) else value
         for name, value in values.items()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from fe_ol.voigt import checked_strain
 __all__ = ["PlaneStress"]
 
 
+@dataclass(frozen=True)
 class PlaneStress:
     """A law in plane stress.
 
@@ -33,20 +35,32 @@ class PlaneStress:
         If `law` is not an `EnergyLaw`.
     """
 
-    dim = 2
+    law: EnergyLaw
+    tolerance: float = 1e-13
+    max_iterations: int = 50
 
-    def __init__(self, law: EnergyLaw, tolerance: float = 1e-13, max_iterations: int = 50) -> None:
-        if not isinstance(law, EnergyLaw):
+    dim: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.law, EnergyLaw):
             raise TypeError(
-                f"PlaneStress makes plane stress of a law, got {type(law).__name__}: give it one "
-                "of fe_ol.materials, or another subclass of EnergyLaw."
+                f"PlaneStress makes plane stress of a law, got {type(self.law).__name__}: give it "
+                "one of fe_ol.materials, or another subclass of EnergyLaw."
             )
-        self.law, self.finite, self.history = law, law.finite, law.history
-        self._tolerance, self._max_iterations = tolerance, max_iterations
-        self._size = 4 if law.finite else 3
 
-    def __repr__(self) -> str:
-        return f"PlaneStress({self.law!r})"
+    @property
+    def finite(self) -> bool:
+        """Whether strains are deformation gradients."""
+        return self.law.finite
+
+    @property
+    def history(self) -> bool:
+        """Whether the answer depends on a state."""
+        return self.law.history
+
+    @property
+    def _size(self) -> int:
+        return 4 if self.law.finite else 3
 
     def sizes(self) -> tuple[int, ...]:
         """Numbers of strain components that the law takes."""
@@ -127,16 +141,16 @@ class PlaneStress:
         c, rest = self._size, 1.0 if self.finite else 0.0
         zz = torch.full_like(strain[0], rest)
         best = torch.full_like(zz, torch.inf)
-        for _ in range(self._max_iterations):
+        for _ in range(self.max_iterations):
             stress, modulus, _ = self.law.columns(torch.cat([strain, zz[None]]), state)
             assert modulus is not None
             size = stress.abs().amax(0) + modulus[c, c] * 1e-3 * (strain.abs().amax(0) - rest).abs()
             off = stress[c].abs()
-            done = (off <= self._tolerance * size) | (off == 0)
+            done = (off <= self.tolerance * size) | (off == 0)
             if done.all():
                 return zz
             # Round-off may lie above the tolerance: a point that no longer gains has arrived.
-            done |= (off >= best) & (off <= 1e3 * self._tolerance * size)
+            done |= (off >= best) & (off <= 1e3 * self.tolerance * size)
             best = torch.minimum(best, off)
             move = torch.where(done, torch.zeros_like(zz), stress[c] / modulus[c, c])
             if done.all():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fe_ol.materials.algebra import Maths
+from fe_ol.materials.algebra import Maths, TorchMaths
 from fe_ol.materials.elastic import TINY, deviator, squared, trace
 from fe_ol.materials.law import _EMBEDDINGS, EnergyLaw, require_positive
 
@@ -77,16 +77,12 @@ class J2Plasticity(EnergyLaw):
     def next_state(self, strain: Tensor, state: Tensor | None) -> Tensor:
         """Plastic strain and equivalent plastic strain after the step."""
         assert state is not None
-        p, maths = self._named(), _Torch
+        p, maths = self._named(), TorchMaths
         d, f, norm = _trial(_EMBEDDINGS[False][len(strain)](list(strain)), p, maths, state)
         flow = maths.positive(f) / (2 * p["G"] + 2 * p["hardening"] / 3)
         places = _SOLID if len(strain) == 6 else _PLANE
         moved = [state[k] + flow * d[i][j] / norm for k, (i, j) in enumerate(places)]
         return torch.stack([*moved, state[len(places)] + (2 / 3) ** 0.5 * flow])
-
-
-class _Torch:
-    sqrt, positive = staticmethod(torch.sqrt), staticmethod(torch.relu)
 
 
 def _trial(e: Any, p: Mapping[str, Any], maths: Any, state: Any) -> tuple[Any, Any, Any]:
