@@ -13,6 +13,7 @@ from fe_ol.snapshots import sample_strains
 from fe_ol.surrogates import store
 from fe_ol.surrogates.base import Surrogate
 from fe_ol.surrogates.branch import Architecture, Branch
+from fe_ol.surrogates.laws import are_odd
 from fe_ol.surrogates.optimise import Course, Training, train
 from fe_ol.voigt import rest_strain
 
@@ -51,7 +52,7 @@ class BlackBox(Surrogate):
         n: int = 1000,
         radius: float = 0.04,
         tangent_weight: float = 1.0,
-        odd: bool = True,
+        odd: bool | None = None,
         width: int = 64,
         depth: int = 3,
         seed: int = 0,
@@ -72,7 +73,7 @@ class BlackBox(Surrogate):
         tangent_weight : float, optional
             Weight of the tangent's relative error; zero trains on the stress alone.
         odd : bool, optional
-            Odd by construction, for laws that are.
+            Odd by construction; found out from the laws by default.
         width, depth : int, optional
         seed : int, optional
         progress : bool, optional
@@ -86,6 +87,8 @@ class BlackBox(Surrogate):
         reference = rest_strain(rve.dim, rve.finite)
         if strain is None:
             strain = reference + sample_strains(n, len(reference), radius, seed)
+        if odd is None:
+            odd = are_odd(rve.materials, reference, radius)
         response = rve(strain)
         slope = rve(reference[None]).tangent[0]
         x = strain - reference

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fe_ol.modes import fluctuation_modes, stress_modes
 from fe_ol.snapshots import Snapshots, sample_strains
 from fe_ol.surrogates import store
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
 from fe_ol.surrogates.branch import Architecture, Branch
+from fe_ol.surrogates.laws import are_odd
 from fe_ol.surrogates.losses import losses_for, potential_for
 from fe_ol.surrogates.optimise import Course, Training, train
 from fe_ol.surrogates.potential import Potential
 from fe_ol.surrogates.reduced import ReducedModel
+from fe_ol.surrogates.reduced_solve import reduced
 
 __all__ = ["EquiNO"]
 
@@ -135,13 +136,9 @@ class EquiNO(Surrogate):
             If the snapshots are of another RVE, or an argument is out of its range.
         """
         architecture, training = _split(options)
-        snapshots.require(rve)
-        fields = fluctuation_modes(rve, snapshots, modes, weighted=weighted)
-        stresses = stress_modes(rve, snapshots, stress_count or modes, weighted=weighted)
-        model = ReducedModel.build(
-            rve, snapshots, fields, stresses, points, selection, formulation, seed
+        model, bank = reduced(
+            rve, snapshots, modes, stress_count, points, selection, formulation, weighted, seed
         )
-        bank = ModeFields.of(fields, stresses)
         return cls.from_model(
             model,
             snapshots,
@@ -191,7 +188,8 @@ class EquiNO(Surrogate):
         # The samples' seed is not the snapshots', even where the user's are the same.
         box = sample_strains(training.samples, c, radius, seed + 7919)
         if architecture.odd is None:
-            architecture = dataclasses.replace(architecture, odd=_is_odd(model, box))
+            odd = are_odd(model.laws.laws, model.reference, radius)
+            architecture = dataclasses.replace(architecture, odd=odd)
         losses = losses_for(model, model.reference + box, architecture, training)
         slopes = {"fluctuation": model.linear[0], "stress": model.linear[1]}
         nets = nn.ModuleDict(
@@ -399,11 +397,3 @@ def _split(options: dict[str, Any]) -> tuple[Architecture, Training]:
         Architecture(**{k: v for k, v in options.items() if k in names[0]}),
         Training(**{k: v for k, v in options.items() if k in names[1]}),
     )
-
-
-def _is_odd(model: ReducedModel, box: Tensor) -> bool:
-    """Whether the laws change nothing but the sign of the stress with that of the strain."""
-    change = box[:8, None].expand(-1, len(model.weights), -1)
-    there = model.laws(model.reference + change)[0]
-    back = model.laws(model.reference - change)[0]
-    return bool((there + back).abs().max() <= 1e-9 * there.abs().max())

@@ -12,6 +12,7 @@ from fe_ol.modes import fluctuation_modes, stress_modes, voigt_weights
 from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates import store
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
+from fe_ol.surrogates.laws import are_odd
 from fe_ol.voigt import rest_strain
 
 __all__ = ["Interpolation"]
@@ -57,7 +58,7 @@ class Interpolation(Surrogate):
         snapshots: Snapshots,
         modes: int = 16,
         stress_count: int | None = None,
-        odd: bool = True,
+        odd: bool | None = None,
     ) -> Interpolation:
         """Make modes of snapshots and interpolate the snapshots' coefficients.
 
@@ -68,7 +69,8 @@ class Interpolation(Surrogate):
         modes, stress_count : int, optional
             Numbers of fluctuation and stress modes.
         odd : bool, optional
-            For laws that are odd: every snapshot counts with the other sign, too.
+            Every snapshot counts with the other sign, too; right for laws that are odd. Found out
+            by default.
 
         Returns
         -------
@@ -83,6 +85,8 @@ class Interpolation(Surrogate):
         reference = rest_strain(rve.dim, rve.finite)
         x = (snapshots.strain - reference) / snapshots.radius
         y = torch.cat((a, b), 1)
+        if odd is None:
+            odd = are_odd(rve.materials, reference, snapshots.radius)
         if odd:
             x, y = torch.cat((x, -x)), torch.cat((y, -y))
         x, y = torch.cat((x, torch.zeros_like(x[:1]))), torch.cat((y, torch.zeros_like(y[:1])))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PointLaws"]
+__all__ = ["PointLaws", "are_odd"]
 
 
 class PointLaws:
@@ -84,3 +84,24 @@ class _Stress(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
         (tangent,) = ctx.saved_tensors
         return (cotangent[..., None, :] @ tangent)[..., 0, :], None
+
+
+def are_odd(laws: Mapping[int, Any], reference: Tensor, radius: float) -> bool:
+    """Whether the laws change nothing but the sign of the stress with that of the strain.
+
+    Parameters
+    ----------
+    laws : mapping of int to Material
+    reference : Tensor, shape (c,)
+        Strain of the undeformed state.
+    radius : float
+        Size of the strains that are tried.
+    """
+    generator = torch.Generator().manual_seed(0)
+    change = 2 * torch.rand(8, len(reference), generator=generator, dtype=torch.float64) - 1
+    for law in laws.values():
+        there = law(reference + radius * change).stress
+        back = law(reference - radius * change).stress
+        if bool((there + back).abs().max() > 1e-9 * there.abs().max()):
+            return False
+    return True

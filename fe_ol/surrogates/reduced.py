@@ -229,7 +229,8 @@ class ReducedModel:
         Raises
         ------
         ArithmeticError
-            If it does not converge; the message names the strain.
+            If it does not converge, or the energy is not convex where it has gone; the message
+            names the strain.
         """
         change = strain - self.reference
         a = change @ self._start[0].T if a is None else a
@@ -283,7 +284,7 @@ class ReducedModel:
         stress, gram = self._moments(self.strain(strain, a))
         loads = stress.flatten(1) @ self._loads
         coupling, stiffness = gram[:, c:, :c], gram[:, c:, c:]
-        factor = torch.linalg.cholesky(stiffness)
+        factor = _cholesky(stiffness, strain)
         da = -torch.cholesky_solve(loads[:, c:, None], factor)[..., 0]
 
         def finish(count: int) -> ReducedState:
@@ -304,7 +305,7 @@ class ReducedModel:
         jacobian = (tangent @ self.strain_modes).flatten(1, 2)
         jacobian = torch.cat((jacobian, -modes.expand(n, -1, -1)), 2)
         normal = jacobian.transpose(1, 2) @ jacobian
-        factor = torch.linalg.cholesky(normal)
+        factor = _cholesky(normal, strain)
         step = -torch.cholesky_solve(jacobian.transpose(1, 2) @ residual[..., None], factor)[..., 0]
 
         def finish(count: int) -> ReducedState:
@@ -396,3 +397,15 @@ class ReducedModel:
 
 
 _FIELDS = ("a", "b", "stress", "tangent")
+
+
+def _cholesky(matrices: Tensor, strain: Tensor) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(matrices)
+    if bool(info.any()):
+        bad = int(info.nonzero()[0])
+        raise ArithmeticError(
+            f"The reduced solve failed for the strain {strain[bad].tolist()}: its matrix is not "
+            "positive definite. Strains far outside the snapshots' box may have no solution among "
+            "the modes; too few points, or modes that depend on one another, have none anywhere."
+        )
+    return factor

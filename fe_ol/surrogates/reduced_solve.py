@@ -12,7 +12,7 @@ from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
 from fe_ol.surrogates.reduced import ReducedModel
 
-__all__ = ["ReducedSolve"]
+__all__ = ["ReducedSolve", "reduced"]
 
 
 class ReducedSolve(Surrogate):
@@ -70,13 +70,10 @@ class ReducedSolve(Surrogate):
         -------
         ReducedSolve
         """
-        snapshots.require(rve)
-        fields = fluctuation_modes(rve, snapshots, modes, weighted=weighted)
-        stresses = stress_modes(rve, snapshots, stress_count or modes, weighted=weighted)
-        model = ReducedModel.build(
-            rve, snapshots, fields, stresses, points, selection, formulation, seed
+        model, bank = reduced(
+            rve, snapshots, modes, stress_count, points, selection, formulation, weighted, seed
         )
-        return cls(model, snapshots.rve, snapshots.radius, ModeFields.of(fields, stresses))
+        return cls(model, snapshots.rve, snapshots.radius, bank)
 
     def _respond(self, strain: Tensor) -> tuple[Tensor, Tensor]:
         state = self.model.solve(strain, tolerance=self.tolerance)
@@ -105,3 +102,30 @@ class ReducedSolve(Surrogate):
         state = self.model.solve(strain, tolerance=self.tolerance)
         with torch.no_grad():
             return self.model.mismatch(strain, state.a, state.b)
+
+
+def reduced(
+    rve: Any,
+    snapshots: Snapshots,
+    modes: int,
+    stress_count: int | None,
+    points: int,
+    selection: str,
+    formulation: str,
+    weighted: bool,
+    seed: int,
+) -> tuple[ReducedModel, ModeFields]:
+    """Modes of snapshots, and the model among them; the arguments are those of `ReducedSolve.fit`.
+
+    Raises
+    ------
+    ValueError
+        If the snapshots are of another RVE.
+    """
+    snapshots.require(rve)
+    fields = fluctuation_modes(rve, snapshots, modes, weighted=weighted)
+    stresses = stress_modes(rve, snapshots, stress_count or modes, weighted=weighted)
+    model = ReducedModel.build(
+        rve, snapshots, fields, stresses, points, selection, formulation, seed
+    )
+    return model, ModeFields.of(fields, stresses)
