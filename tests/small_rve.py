@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import pytest
+from dense_rve import DenseRVE
 from firedrake import (
     Function,
     FunctionSpace,
@@ -17,8 +17,6 @@ from firedrake import (
 
 from fe_ol.materials import LinearElastic, NonlinearElastic
 from fe_ol.snapshots import Snapshots
-
-RVE = pytest.importorskip("fe_ol.rve", reason="fe_ol.rve does not exist yet").RVE
 
 MATRIX = {"K": 4780.0, "a1": 50.0, "a2": 0.06}
 INCLUSION = {"K": 43452.381, "G": 29918.0328}
@@ -32,7 +30,7 @@ def small_rve(n: int = 4) -> Any:
     inside.interpolate(conditional(x < 0.5, conditional(y < 0.76, 1.0, 0.0), 0.0))
     outside = Function(inside.function_space()).interpolate(1 - inside)
     tagged = RelabeledMesh(mesh, [outside, inside], [1, 2])
-    return RVE(tagged, {1: NonlinearElastic(**MATRIX), 2: LinearElastic(**INCLUSION)})
+    return DenseRVE(tagged, {1: NonlinearElastic(**MATRIX), 2: LinearElastic(**INCLUSION)})
 
 
 @cache

@@ -272,6 +272,14 @@ def reduced(formulation="energy", selection="cubature", modes=16):
     )
 
 
+def test_an_energy_that_is_not_convex_is_named(monkeypatch):
+    model = reduced().model
+    laws = model.laws
+    monkeypatch.setattr(model, "laws", lambda strain: (laws(strain)[0], -laws(strain)[1]))
+    with pytest.raises(ArithmeticError, match=r"strain \[0.01, 0.0, 0.02\]: its matrix is not pos"):
+        model.solve(torch.tensor([[0.01, 0.0, 0.02]], dtype=torch.float64))
+
+
 def test_all_modes_and_points_give_the_snapshots_back():
     rve, snapshots = shared_rve(), shared_snapshots()
     material = ReducedSolve.fit(rve, snapshots, 30, selection="all")
@@ -333,7 +341,7 @@ def test_a_solve_without_hope_says_where():
 # ---- EquiNO
 
 
-OPTIONS = {"width": 24, "depth": 2, "samples": 600, "epochs": 150, "batch": 150, "points": 120}
+OPTIONS = {"width": 24, "depth": 2, "samples": 600, "epochs": 250, "batch": 150, "points": 120}
 
 
 @cache
@@ -491,7 +499,7 @@ def test_foreign_files_and_rves_are_refused(tmp_path):
     material, file = trained(), tmp_path / "surrogate"
     material.save(file)
     with pytest.raises(ValueError, match=r"made for another RVE: its space is .*128 dofs"):
-        EquiNO.load(file, small_rve(2))
+        EquiNO.load(file, small_rve(3))
     other = small_rve()
     other.materials[2] = LinearElastic(K=1.0, G=1.0)
     with pytest.raises(ValueError, match=r"made for another RVE: laws is"):
@@ -502,7 +510,7 @@ def test_foreign_files_and_rves_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"text' is not a surrogate of fe_ol"):
         EquiNO.load(tmp_path / "text")
     with pytest.raises(ValueError, match=r"of another RVE"):
-        EquiNO.fit(small_rve(2), shared_snapshots())
+        EquiNO.fit(small_rve(3), shared_snapshots())
 
 
 def test_wrong_uses_are_refused():

@@ -163,7 +163,7 @@ def test_snapshots_solve_the_rve():
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
-    rve, path = small_rve(2), tmp_path / "some" / "snapshots.h5"
+    rve, path = small_rve(3), tmp_path / "some" / "snapshots.h5"
     whole = Snapshots.sample(rve, 6, seed=2, path=tmp_path / "whole.h5", progress=False)
     solve, calls = rve.solve, []
 
@@ -187,12 +187,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
     assert len(calls) == 6
     with pytest.raises(RunMismatchError, match=r"seed is 2, not 4"):
         Snapshots.sample(rve, 6, seed=4, path=path)
-    with pytest.raises(RunMismatchError, match=r"its space is .* 4 quadrilaterals"):
-        Snapshots.sample(small_rve(3), 6, seed=2, path=path)
+    with pytest.raises(RunMismatchError, match=r"its space is .* 9 quadrilaterals"):
+        Snapshots.sample(small_rve(5), 6, seed=2, path=path)
 
 
 def test_failures_are_listed_and_left_out(monkeypatch):
-    rve = small_rve(2)
+    rve = small_rve(3)
     solve = rve.solve
 
     def fragile(strain):
@@ -218,7 +218,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"text.h5' does not hold snapshots"):
         Snapshots.load(tmp_path / "text.h5")
     with pytest.raises(ValueError, match=r"of another RVE: its space is"):
-        shared_snapshots().require(small_rve(2))
+        shared_snapshots().require(small_rve(3))
 
 
 def test_some_of_the_snapshots():

@@ -8,9 +8,11 @@ import pytest
 import torch
 from small_rve import shared_rve, shared_snapshots, small_rve
 
+from fe_ol.materials import NeoHookean, NonlinearElastic
 from fe_ol.snapshots import sample_strains
 from fe_ol.surrogates import BlackBox, EquiNO, Interpolation
 from fe_ol.surrogates.export import export
+from fe_ol.surrogates.laws import are_odd
 
 
 def worst(a, b):
@@ -82,7 +84,7 @@ def test_files_of_rivals(make, tmp_path):
     again = type(material).load(tmp_path / "rival", shared_rve())
     torch.testing.assert_close(again(strain).stress, material(strain).stress, rtol=1e-12, atol=0)
     with pytest.raises(ValueError, match=r"made for another RVE"):
-        type(material).load(tmp_path / "rival", small_rve(2))
+        type(material).load(tmp_path / "rival", small_rve(3))
     name = type(material).__name__
     with pytest.raises(ValueError, match=rf"of the kind {name}, not EquiNO: .*fe_ol.{name}.load"):
         EquiNO.load(tmp_path / "rival")
@@ -115,3 +117,10 @@ def test_what_cannot_be_exported(tmp_path):
 def small_equino(head):
     options = {"width": 8, "depth": 2, "samples": 100, "epochs": 3, "head": head}
     return EquiNO.fit(shared_rve(), shared_snapshots(), 8, progress=False, **options)
+
+
+def test_oddness_is_found_out():
+    rest = torch.zeros(3, dtype=torch.float64)
+    assert are_odd({1: NonlinearElastic(4780.0, 50.0, 0.06)}, rest, 0.04)
+    identity = torch.tensor([1.0, 0, 0, 1], dtype=torch.float64)
+    assert not are_odd({1: NeoHookean(1.0, 2.0)}, identity, 0.04)
