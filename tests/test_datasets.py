@@ -33,6 +33,7 @@ from firedrake import (
 )
 
 from spon.datasets import Dataset, DatasetFileError, Failure
+from spon.fem import read_mesh
 from spon.fem.meshfile import MeshFileError
 from spon.fem.spaces import signature
 
@@ -120,7 +121,7 @@ def test_mesh_comes_back_with_the_same_dofs(case, tmp_path):
 
 @pytest.mark.parametrize("file", sorted(MESHES.glob("*.msh")), ids=lambda f: f.stem)
 def test_gmsh_tags_survive(file, tmp_path):
-    mesh = Mesh(str(file))
+    mesh = read_mesh(file)
     V = FunctionSpace(mesh, "CG", 2)
     functions = random_functions(V, 1)
     Dataset.from_functions({"f": functions}, {"u": functions}).save(tmp_path / "data.h5")
