@@ -1,6 +1,39 @@
 """Operator learning inside FE² multiscale simulation.
 
-What is here so far: material laws (`fe_ol.materials`) and, written to the interface of a
-representative volume element that is still to come, snapshots, modes and surrogates. See the README
-for what works today.
+A *material* takes strains and gives stresses and tangents: a law (`fe_ol.materials`), a
+representative volume element (`RVE`), or a surrogate of one (`EquiNO` and its rivals).
 """
+
+from fe_ol.cell.equilibrium import NoEquilibriumError
+from fe_ol.materials import (
+    EnergyLaw,
+    J2Plasticity,
+    LinearElastic,
+    Material,
+    NeoHookean,
+    NonlinearElastic,
+    PlaneStress,
+    Response,
+)
+from fe_ol.rve import RVE, Solutions
+from fe_ol.snapshots import Snapshots
+from fe_ol.surrogates import BlackBox, EquiNO, Interpolation, ReducedSolve
+
+__all__ = [
+    "RVE",
+    "BlackBox",
+    "EnergyLaw",
+    "EquiNO",
+    "Interpolation",
+    "J2Plasticity",
+    "LinearElastic",
+    "Material",
+    "NeoHookean",
+    "NoEquilibriumError",
+    "NonlinearElastic",
+    "PlaneStress",
+    "ReducedSolve",
+    "Response",
+    "Snapshots",
+    "Solutions",
+]

@@ -1,0 +1,501 @@
+"""The representative volume element: a mesh with laws that is itself a material."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fe_ol.cell import fields as cell_fields
+from fe_ol.cell.discretisation import Discretisation
+from fe_ol.cell.equilibrium import Balance, Equilibrium, Load, NoEquilibriumError
+from fe_ol.cell.point_laws import PointLaws
+from fe_ol.materials import PlaneStress, Response
+from fe_ol.voigt import checked_strain, rest_strain
+
+__all__ = ["RVE", "Solutions"]
+
+
+@dataclass
+class Solutions:
+    """Cells in equilibrium, one for each strain.
+
+    Attributes
+    ----------
+    macro_strain, macro_stress : Tensor, shape (n, c)
+        Mean strains and homogenised stresses, in the conventions of `fe_ol.voigt`.
+    tangent : Tensor, shape (n, c, c), or None
+        d macro_stress / d macro_strain.
+    fluctuation : Tensor, shape (n, V.dim())
+        Coefficients in ``rve.space``; without mean, and without rotation where the boundary
+        condition leaves it open.
+    strain, stress : Tensor, shape (n, p, c)
+        At the quadrature points.
+    state : Tensor, shape (n, s)
+        To start the next step from.
+    iterations, cutbacks : Tensor, shape (n,)
+        int64: Newton iterations in all, and how often a load step was halved.
+    errors : list of list of float
+        Relative residuals of the iterates (of the last load step).
+    """
+
+    macro_strain: Tensor
+    macro_stress: Tensor
+    tangent: Tensor | None
+    fluctuation: Tensor
+    strain: Tensor
+    stress: Tensor
+    state: Tensor
+    iterations: Tensor
+    cutbacks: Tensor
+    errors: list[list[float]]
+
+    def __len__(self) -> int:
+        return len(self.macro_strain)
+
+
+class RVE:
+    """A representative volume element, solved by finite elements.
+
+    The displacement is u = E x + fluctuation (F x + fluctuation at finite strain); the fluctuation
+    is in equilibrium under the boundary condition. Newton's method works on PyTorch tensors with
+    Firedrake's element matrices and MUMPS; the homogenised tangent follows from the factorised
+    stiffness matrix (C. Miehe and A. Koch, 2002, eq. 38), without differences.
+
+    Parameters
+    ----------
+    mesh : firedrake.Mesh
+        On one process, periodic for ``boundary="periodic"``; see `spon.fem.read_mesh`.
+    materials : mapping of int to Material, or Material
+        A law for each cell tag, or one for all cells. All of small or all of finite strain.
+    degree : int, optional
+    boundary : {"periodic", "linear", "traction"}, optional
+        Periodic fluctuations; no fluctuation on the outside (linear displacements, stiffest); or
+        uniform tractions (softest).
+    plane : {"strain", "stress"}, optional
+        In two dimensions. For plane stress each law is wrapped in `PlaneStress`.
+    family : {"CG", "S"}, optional
+        Lagrange or, on quadrilaterals and hexahedra, serendipity elements.
+    quadrature_degree : int, optional
+        ``2 * degree`` by default.
+    volume : float, optional
+        Volume of the cell, for a mesh with holes. By default that of the mesh.
+    tolerance : float, optional
+        Of the nodal residual, relative to the nodal forces of the stresses if these had random
+        signs.
+    max_iterations : int, optional
+        Of Newton's method, in a load step; then the step is halved.
+
+    Attributes
+    ----------
+    space : FunctionSpace
+        Of the fluctuations.
+    weights : Tensor, shape (p,)
+    tags : Tensor, shape (p,)
+    materials : dict of int to Material
+    volume : float
+    dim : int
+    finite, history : bool
+    boundary, plane : str
+
+    Raises
+    ------
+    TypeError
+        If something is no mesh or no material.
+    ValueError
+        If tags and laws do not match, laws of small and finite strain are mixed, or the mesh does
+        not suit the boundary condition.
+    NotImplementedError
+        If the mesh is distributed over processes.
+
+    Examples
+    --------
+    >>> rve = fe_ol.RVE(spon.fem.read_mesh("meshes/rve1.msh"), {1: matrix, 2: fibre})
+    ...                                                                     # doctest: +SKIP
+    >>> rve([[0.02, 0.0, 0.0]]).stress                                     # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        mesh: Any,
+        materials: Mapping[int, Any] | Any,
+        degree: int = 2,
+        boundary: str = "periodic",
+        plane: str = "strain",
+        family: str = "CG",
+        quadrature_degree: int | None = None,
+        volume: float | None = None,
+        tolerance: float = 1e-11,
+        max_iterations: int = 15,
+    ) -> None:
+        laws = _checked_laws(materials, plane)
+        self.finite = next(iter(laws.values())).finite
+        single = not isinstance(materials, Mapping)
+        self._cell = cell = Discretisation(
+            mesh,
+            None if single else sorted(laws),
+            self.finite,
+            degree,
+            family,
+            quadrature_degree,
+            boundary,
+        )
+        self.dim, self.boundary, self.plane = cell.dim, boundary, plane
+        for tag, law in laws.items():
+            if law.dim not in (None, self.dim):
+                raise ValueError(
+                    f"The law of tag {tag}, {type(law).__name__}, has {law.dim} dimensions, the "
+                    f"mesh has {self.dim}."
+                )
+        self.materials, self.space = laws, cell.space
+        self.weights, self.tags = cell.weights, cell.tags
+        self.volume = float(cell.weights.sum()) if volume is None else float(volume)
+        if not self.volume > 0:
+            raise ValueError(f"The volume of the cell must be positive, got {self.volume}.")
+        self._laws = PointLaws(laws, cell.tags, cell.size)
+        self.history = self._laws.history
+        self._equilibrium = Equilibrium(cell, self._laws, self.volume, tolerance, max_iterations)
+
+    def __repr__(self) -> str:
+        laws = ", ".join(f"{tag}: {type(law).__name__}" for tag, law in self.materials.items())
+        return (
+            f"RVE({self.dim}D, {self.space.dim()} dofs, {len(self.weights)} points, {{{laws}}}, "
+            f"{self.boundary})"
+        )
+
+    # ---- a material ----------------------------------------------------------------------------
+
+    def __call__(self, strain: Any, state: Tensor | None = None, tangent: bool = True) -> Response:
+        """Homogenised stress and tangent.
+
+        Parameters
+        ----------
+        strain : array, shape (n, c) or (c,)
+            float64; mean strains, or mean deformation gradients.
+        state : Tensor, shape (n, s), optional
+            What the last call returned: the beginning of the step for laws with history, and a
+            first guess for others.
+        tangent : bool, optional
+
+        Returns
+        -------
+        Response
+
+        Raises
+        ------
+        fe_ol.cell.equilibrium.NoEquilibriumError
+            An ArithmeticError, if Newton's method fails for a strain also in small load steps.
+        """
+        x, single = checked_strain(strain, (self._cell.size,), repr(self))
+        starts = self._starts(len(x), state)
+        stresses: list[Tensor] = []
+        tangents: list[Tensor] = []
+        states: list[Tensor] = []
+        for row, start in zip(x.detach(), starts, strict=True):
+            found = self._solved(self._strain_load(row), start, len(stresses))
+            stresses.append(found.stress)
+            states.append(_joined(found))
+            if tangent:
+                tangents.append(self._equilibrium.tangent(found))
+        c = self._cell.size
+        stress, after = _stacked(stresses, (c,)), _stacked(states, (self._state_size,))
+        modulus = _stacked(tangents, (c, c)) if tangent else None
+        if single:
+            return Response(stress[0], None if modulus is None else modulus[0], after[0])
+        return Response(stress, modulus, after)
+
+    def initial_state(self, n: int) -> Tensor | None:
+        """State of `n` cells at rest, shape (n, s); None without history."""
+        return self._rest(n) if self.history else None
+
+    # ---- solutions with their fields -----------------------------------------------------------
+
+    def solve(
+        self,
+        strain: Any,
+        stress: Any = None,
+        state: Tensor | None = None,
+        tangent: bool = True,
+        comm: Any = None,
+    ) -> Solutions:
+        """Solve cells for mean strains, mean stresses, or some components of each.
+
+        Parameters
+        ----------
+        strain : array, shape (n, c) or (c,)
+            Mean strains. With `stress`, None or NaN marks components that are unknown.
+        stress : array, shape (n, c) or (c,), optional
+            Mean stresses; None or NaN where the strain is given. Uniaxial stress is
+            ``strain=[0.01, None, None], stress=[None, 0, 0]``.
+        state : Tensor, shape (n, s), optional
+            As for calls.
+        tangent : bool, optional
+        comm : mpi4py communicator, optional
+            Its processes share the cells, each with an RVE of its own whose mesh lives on
+            ``COMM_SELF``, and all get all results.
+
+        Returns
+        -------
+        Solutions
+
+        Raises
+        ------
+        ValueError
+            If a component has both strain and stress, or neither.
+        fe_ol.cell.equilibrium.NoEquilibriumError
+            If there is no equilibrium to be found for one of them.
+        """
+        loads = self._loads(strain, stress)
+        starts = self._starts(len(loads), state)
+        mine = range(len(loads)) if comm is None else range(comm.rank, len(loads), comm.size)
+        found, problem = {}, None
+        for i in mine:
+            try:
+                balance = self._solved(loads[i], starts[i], i)
+            except ArithmeticError as error:
+                if comm is None:
+                    raise
+                problem = error
+                break
+            found[i] = balance, self._equilibrium.tangent(balance) if tangent else None
+        if comm is None:
+            return self._solutions(found, tangent)
+        return self._gathered(found, tangent, problem, comm)
+
+    def hill_mandel(self, solutions: Solutions) -> Tensor:
+        """How far the mean work of the local stresses is from the work of their mean.
+
+        Returns
+        -------
+        Tensor, shape (n,)
+            |<stress : strain> - <stress> : E|, relative to the mean of |stress| |strain|.
+        """
+        rest = rest_strain(self.dim, self.finite)
+        w = self.weights[:, None] / self.volume
+        local, macro = solutions.strain - rest, solutions.macro_strain - rest
+        work = (solutions.stress * local * w).sum((1, 2))
+        sizes = (solutions.stress.norm(dim=2) * local.norm(dim=2) * w[:, 0]).sum(1)
+        return (work - (solutions.macro_stress * macro).sum(1)).abs() / sizes.clamp_min(1e-300)
+
+    # ---- linear maps and laws at the points ----------------------------------------------------
+
+    def gradient(self, fluctuation: Tensor) -> Tensor:
+        """Strains (or gradients) at the points of fluctuations.
+
+        Parameters
+        ----------
+        fluctuation : Tensor, shape (n, V.dim())
+            What the boundary condition does not admit is left out.
+
+        Returns
+        -------
+        Tensor, shape (n, p, c)
+        """
+        return self._cell.gradient(self._cell.admissible(fluctuation))
+
+    def divergence(self, stress: Tensor) -> Tensor:
+        """Nodal forces of stresses on admissible fluctuations: zero is discrete equilibrium.
+
+        Parameters
+        ----------
+        stress : Tensor, shape (n, p, c)
+
+        Returns
+        -------
+        Tensor, shape (n, V.dim())
+        """
+        return self._cell.admissible(self._cell.divergence(stress))
+
+    def law(self, strain: Tensor) -> Tensor:
+        """Local stresses of local strains, differentiable; for laws without history.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (n, p, c)
+
+        Returns
+        -------
+        Tensor, shape (n, p, c)
+        """
+        if self.history:
+            raise ValueError(
+                "This RVE has a law with history: its stress does not follow from the strain alone."
+            )
+        return self._laws.stress(strain)
+
+    # ---- fields to look at ---------------------------------------------------------------------
+
+    def displacement(self, solutions: Solutions, i: int = 0) -> Any:
+        """Displacement of one solution as a Function, discontinuous on a periodic mesh.
+
+        Parameters
+        ----------
+        solutions : Solutions
+        i : int, optional
+
+        Returns
+        -------
+        Function
+            E x + fluctuation, or (F - I) x + fluctuation.
+        """
+        return cell_fields.displacement(
+            self._cell, solutions.macro_strain[i], solutions.fluctuation[i]
+        )
+
+    def field(self, values: Tensor, name: str = "stress") -> Any:
+        """Values at the points as a discontinuous, piecewise linear Function.
+
+        Parameters
+        ----------
+        values : Tensor, shape (p,) or (p, k)
+        name : str, optional
+
+        Returns
+        -------
+        Function
+            Their L2 projection, cell by cell.
+        """
+        return cell_fields.projected(self._cell, values, name)
+
+    def von_mises(self, solutions: Solutions, i: int = 0) -> Tensor:
+        """Von Mises stress at the points of one solution, shape (p,); see `fe_ol.cell.fields`."""
+        return cell_fields.von_mises(self, solutions, i)
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    @property
+    def _state_size(self) -> int:
+        return self._cell.size + int(self.space.dim()) + self._laws.state_size
+
+    def _rest(self, n: int) -> Tensor:
+        rest = rest_strain(self.dim, self.finite)
+        fluctuation = torch.zeros(int(self.space.dim()), dtype=torch.float64)
+        return torch.cat([rest, fluctuation, self._laws.initial_state()]).expand(n, -1)
+
+    def _starts(self, n: int, state: Tensor | None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        if state is None:
+            state = self._rest(n)
+        state = state[None] if state.ndim == 1 else state
+        if tuple(state.shape) != (n, self._state_size) or state.dtype != torch.float64:
+            raise ValueError(
+                f"The RVE expected a float64 state of shape {(n, self._state_size)}, got "
+                f"{state.dtype} of shape {tuple(state.shape)}: pass what the last step returned."
+            )
+        c, dofs = self._cell.size, int(self.space.dim())
+        return [(row[:c], row[c : c + dofs], row[c + dofs :]) for row in state.detach()]
+
+    def _strain_load(self, strain: Tensor) -> Load:
+        return Load(strain, torch.zeros_like(strain), torch.zeros_like(strain, dtype=torch.bool))
+
+    def _loads(self, strain: Any, stress: Any) -> list[Load]:
+        c = self._cell.size
+        if stress is None:
+            strains, _ = checked_strain(strain, (c,), repr(self))
+            return [self._strain_load(row) for row in strains.detach()]
+        x, y = _with_gaps(strain), _with_gaps(stress)
+        x, y = np.broadcast_arrays(np.atleast_2d(x), np.atleast_2d(y))
+        if x.ndim != 2 or x.shape[1] != c:
+            raise ValueError(
+                f"Expected strains and stresses of shape (n, {c}), got {np.shape(strain)} and "
+                f"{np.shape(stress)}."
+            )
+        wrong = np.isnan(x) == np.isnan(y)
+        if wrong.any():
+            i, j = np.argwhere(wrong)[0]
+            what = "neither strain nor stress" if np.isnan(x[i, j]) else "both strain and stress"
+            raise ValueError(
+                f"Component {j} of load {i} has {what}: give one, and None for the other."
+            )
+        rest = rest_strain(self.dim, self.finite)
+        free = torch.from_numpy(np.isnan(x))
+        strains = torch.where(free, rest, torch.from_numpy(x.copy()))
+        stresses = torch.from_numpy(np.nan_to_num(y))
+        return [Load(*row) for row in zip(strains, stresses, free, strict=True)]
+
+    def _solved(self, load: Load, start: tuple[Tensor, Tensor, Tensor], i: int) -> Balance:
+        try:
+            return self._equilibrium.solve(load, start)
+        except NoEquilibriumError as error:
+            raise NoEquilibriumError(f"Cell number {i}: {error}") from error
+
+    def _solutions(
+        self, found: Mapping[int, tuple[Balance, Tensor | None]], tangent: bool
+    ) -> Solutions:
+        balances = [found[i][0] for i in sorted(found)]
+        c, dofs, p = self._cell.size, int(self.space.dim()), len(self.weights)
+        tangents = [t for t in (found[i][1] for i in sorted(found)) if t is not None]
+        return Solutions(
+            macro_strain=_stacked([b.strain for b in balances], (c,)),
+            macro_stress=_stacked([b.stress for b in balances], (c,)),
+            tangent=_stacked(tangents, (c, c)) if tangent else None,
+            fluctuation=_stacked([b.fluctuation for b in balances], (dofs,)),
+            strain=_stacked([b.local_strain for b in balances], (p, c)),
+            stress=_stacked([b.local_stress for b in balances], (p, c)),
+            state=_stacked([_joined(b) for b in balances], (self._state_size,)),
+            iterations=torch.tensor([b.iterations for b in balances], dtype=torch.int64),
+            cutbacks=torch.tensor([b.cutbacks for b in balances], dtype=torch.int64),
+            errors=[b.errors for b in balances],
+        )
+
+    def _gathered(
+        self,
+        found: Mapping[int, tuple[Balance, Tensor | None]],
+        tangent: bool,
+        problem: Exception | None,
+        comm: Any,
+    ) -> Solutions:
+        problems = [p for p in comm.allgather(problem) if p is not None]
+        if problems:
+            raise problems[0]
+        parts = comm.allgather((sorted(found), self._solutions(found, tangent)))
+        order = torch.argsort(torch.tensor([i for mine, _ in parts for i in mine]))
+        joined: dict[str, Any] = {}
+        for f in fields(Solutions):
+            values = [getattr(s, f.name) for _, s in parts]
+            if values[0] is None:
+                joined[f.name] = None
+            elif f.name == "errors":
+                flat = [e for part in values for e in part]
+                joined[f.name] = [flat[int(k)] for k in order]
+            else:
+                joined[f.name] = torch.cat(values)[order]
+        return Solutions(**joined)
+
+
+def _checked_laws(materials: Any, plane: str) -> dict[int, Any]:
+    if plane not in ("strain", "stress"):
+        raise ValueError(f'plane must be "strain" or "stress", got {plane!r}.')
+    laws = dict(materials) if isinstance(materials, Mapping) else {0: materials}
+    if not laws:
+        raise ValueError("No laws are given: expected {tag: law}, or one law.")
+    for tag, law in laws.items():
+        if not callable(law) or not hasattr(law, "finite") or not hasattr(law, "history"):
+            raise TypeError(
+                f"The law of tag {tag} is a {type(law).__name__}, expected a material such as "
+                "fe_ol.LinearElastic."
+            )
+    if len({law.finite for law in laws.values()}) > 1:
+        kinds = {tag: "finite" if law.finite else "small" for tag, law in laws.items()}
+        raise ValueError(f"Laws of small and of finite strain cannot be mixed, got {kinds}.")
+    if plane == "stress":
+        laws = {k: v if isinstance(v, PlaneStress) else PlaneStress(v) for k, v in laws.items()}
+    return laws
+
+
+def _with_gaps(values: Any) -> np.ndarray:
+    try:
+        return np.array(values, dtype=np.float64)  # None becomes NaN
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Expected numbers and None, got {values!r}: {error}.") from error
+
+
+def _joined(found: Balance) -> Tensor:
+    return torch.cat([found.strain, found.fluctuation, found.state])
+
+
+def _stacked(rows: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
