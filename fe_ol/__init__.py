@@ -5,6 +5,7 @@ representative volume element (`RVE`), or a surrogate of one (`EquiNO` and its r
 """
 
 from fe_ol.cell.equilibrium import NoEquilibriumError
+from fe_ol.guarded import Guarded, GuardError, GuardWarning
 from fe_ol.materials import (
     EnergyLaw,
     J2Plasticity,
@@ -24,6 +25,9 @@ __all__ = [
     "BlackBox",
     "EnergyLaw",
     "EquiNO",
+    "GuardError",
+    "GuardWarning",
+    "Guarded",
     "Interpolation",
     "J2Plasticity",
     "LinearElastic",

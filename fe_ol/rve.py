@@ -79,7 +79,7 @@ class RVE:
     plane : {"strain", "stress"}, optional
         In two dimensions. For plane stress each law is wrapped in `PlaneStress`.
     family : {"CG", "S"}, optional
-        Lagrange or, on quadrilaterals and hexahedra, serendipity elements.
+        Lagrange or, on quadrilaterals, serendipity elements.
     quadrature_degree : int, optional
         ``2 * degree`` by default.
     volume : float, optional
@@ -364,6 +364,32 @@ class RVE:
     def von_mises(self, solutions: Solutions, i: int = 0) -> Tensor:
         """Von Mises stress at the points of one solution, shape (p,); see `fe_ol.cell.fields`."""
         return cell_fields.von_mises(self, solutions, i)
+
+    # ---- states --------------------------------------------------------------------------------
+
+    def start(self, strain: Tensor, fluctuation: Tensor | None = None) -> Tensor:
+        """States from which calls start, for laws without history.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (n, c)
+        fluctuation : Tensor, shape (n, V.dim()), optional
+            A guess, from a surrogate for example; zero by default.
+
+        Returns
+        -------
+        Tensor, shape (n, s)
+        """
+        n = len(strain)
+        if fluctuation is None:
+            fluctuation = torch.zeros(n, int(self.space.dim()), dtype=torch.float64)
+        local = self._laws.initial_state().expand(n, -1)
+        return torch.cat([strain, fluctuation, local], 1)
+
+    def split_state(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean strain (n, c) and fluctuation (n, V.dim()) of states of shape (n, s)."""
+        c, dofs = self._cell.size, int(self.space.dim())
+        return state[:, :c], state[:, c : c + dofs]
 
     # ---- inside --------------------------------------------------------------------------------
 

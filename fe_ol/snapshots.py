@@ -129,6 +129,41 @@ class Snapshots:
         values |= {name: values[name][rows] for name in _ARRAYS}
         return Snapshots(**(values | {"indices": [self.indices[i] for i in rows]}))
 
+    def extended(
+        self, strain: Tensor, fluctuation: Tensor, stress: Tensor, macro_stress: Tensor
+    ) -> Snapshots:
+        """These snapshots and further ones; the box grows to hold all of them.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (k, c)
+        fluctuation : Tensor, shape (k, V.dim())
+        stress : Tensor, shape (k, p, c)
+        macro_stress : Tensor, shape (k, c)
+
+        Returns
+        -------
+        Snapshots
+        """
+        added = (strain, fluctuation, stress, macro_stress)
+        arrays = {
+            name: torch.cat([getattr(self, name), x])
+            for name, x in zip(_ARRAYS, added, strict=True)
+        }
+        finite = bool(self.rve.get("finite", False))
+        reference = rest_strain(int(self.rve.get("dim", 2)), finite)
+        reach = float((strain - reference).abs().max()) if len(strain) else 0.0
+        first = max(self.indices, default=-1) + 1
+        return Snapshots(
+            **arrays,
+            radius=max(self.radius, reach),
+            method=self.method,
+            seed=self.seed,
+            indices=[*self.indices, *range(first, first + len(strain))],
+            failures=self.failures,
+            rve=self.rve,
+        )
+
     @classmethod
     def sample(
         cls,
