@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from petsc4py import PETSc
+from firedrake.petsc import PETSc
 from torch import Tensor
 
 from spon.fem.factor import SingularMatrixError
