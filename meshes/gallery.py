@@ -17,16 +17,16 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 from PIL import Image
 
 ROWS = [["bracket", "bracket3d", "gear"], ["plate", "plate_quads"], ["rve1", "rve2", "rve3"]]
-ROWS += [["fibres3d", "particles3d", "cook", "lprofile"]]
+ROWS += [["fibres3d", "particles3d", "cook"], ["lprofile", "holes"]]
 COLUMNS = 12  # of the grid: as many as any number of meshes in a row divides
-HEIGHTS = (1, 0.85, 1, 0.85)
+HEIGHTS = (1, 0.85, 1, 1, 0.85)
 LINES = ["#1f6fb4", "#e6550d", "#31a354", "#8a8f98", "#8e5bb5", "#c9a227"]
 FILLS = ["#dfe6ee", "#f4d8a6"]
 
 
 def draw(folder: Path) -> None:
     """Write ``gallery.png`` beside the meshes."""
-    figure = Figure(figsize=(12, 15), layout="constrained")
+    figure = Figure(figsize=(12, 18.5), layout="constrained")
     grid = figure.add_gridspec(len(ROWS), COLUMNS, height_ratios=HEIGHTS)
     places = [
         (name, (row, slice(at * COLUMNS // len(names), (at + 1) * COLUMNS // len(names))))

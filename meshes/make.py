@@ -10,6 +10,7 @@ import bracket3d
 import cook
 import fibres3d
 import gear
+import holes
 import lprofile
 import particles3d
 import plate
@@ -25,6 +26,7 @@ MESHES = {
     "gear": gear.make,
     "cook": cook.make,
     "lprofile": lprofile.make,
+    "holes": holes.make,
     "rve1": rve1.make,
     "rve2": rve2.make,
     "rve3": rve3.make,

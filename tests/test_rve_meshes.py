@@ -199,7 +199,7 @@ def test_tags(meshes, name):
         assert middle == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [*CELLS, "cook", "lprofile"])
+@pytest.mark.parametrize("name", [*CELLS, "cook", "lprofile", "holes"])
 def test_files_are_small(name):
     assert (FOLDER / f"{name}.msh").stat().st_size < 400_000
 
@@ -238,6 +238,17 @@ def test_lprofile():
     lengths = {name: _volume(mesh, ds(tag)) for name, (dim, tag) in tags.items() if dim == 1}
     exact = {"clamped": 0.4, "loaded": 0.4, "fillet": pi / 2 * 0.1, "free": 1 + 1 + 0.5 + 0.5}
     assert lengths == pytest.approx(exact, rel=1e-5)
+
+
+def test_holes():
+    path = FOLDER / "holes.msh"
+    mesh, tags = read_mesh(path, required_tags=("left", "right")), mesh_tags(path)
+    assert 200 <= mesh.num_cells() <= 1000
+    radii = (0.17, 0.14, 0.2)
+    assert _volume(mesh) == pytest.approx(2 - pi * sum(r**2 for r in radii), rel=2e-5)
+    lengths = {name: _volume(mesh, ds(tag)) for name, (dim, tag) in tags.items() if dim == 1}
+    exact = {"left": 1, "right": 1, "outer": 4, "holes": 2 * pi * sum(radii)}
+    assert lengths == pytest.approx(exact, rel=2e-5)
 
 
 # The benchmark's grids
