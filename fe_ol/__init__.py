@@ -6,6 +6,7 @@ representative volume element (`RVE`), or a surrogate of one (`EquiNO` and its r
 
 from fe_ol.cell.equilibrium import NoEquilibriumError
 from fe_ol.guarded import Guarded, GuardError, GuardWarning
+from fe_ol.macro import ArcLength, LoadStepError, MacroProblem, MacroResult
 from fe_ol.materials import (
     EnergyLaw,
     J2Plasticity,
@@ -22,6 +23,7 @@ from fe_ol.surrogates import BlackBox, EquiNO, Interpolation, ReducedSolve
 
 __all__ = [
     "RVE",
+    "ArcLength",
     "BlackBox",
     "EnergyLaw",
     "EquiNO",
@@ -31,6 +33,9 @@ __all__ = [
     "Interpolation",
     "J2Plasticity",
     "LinearElastic",
+    "LoadStepError",
+    "MacroProblem",
+    "MacroResult",
     "Material",
     "NeoHookean",
     "NoEquilibriumError",

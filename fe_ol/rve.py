@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,6 +14,7 @@ from fe_ol.cell import fields as cell_fields
 from fe_ol.cell.discretisation import Discretisation
 from fe_ol.cell.equilibrium import Balance, Equilibrium, Load, NoEquilibriumError
 from fe_ol.cell.point_laws import PointLaws
+from fe_ol.cell.sensitivity import pull_back
 from fe_ol.materials import PlaneStress, Response
 from fe_ol.voigt import checked_strain, rest_strain
 
@@ -38,7 +39,8 @@ class Solutions:
     state : Tensor, shape (n, s)
         To start the next step from.
     iterations, cutbacks : Tensor, shape (n,)
-        int64: Newton iterations in all, and how often a load step was halved.
+        int64: Newton iterations in all, with those that were given up, and how often a load step
+        was halved.
     errors : list of list of float
         Relative residuals of the iterates (of the last load step).
     """
@@ -133,6 +135,10 @@ class RVE:
         max_iterations: int = 15,
     ) -> None:
         laws = _checked_laws(materials, plane)
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be positive, got {tolerance}.")
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, got {max_iterations}.")
         self.finite = next(iter(laws.values())).finite
         single = not isinstance(materials, Mapping)
         self._cell = cell = Discretisation(
@@ -145,6 +151,10 @@ class RVE:
             boundary,
         )
         self.dim, self.boundary, self.plane = cell.dim, boundary, plane
+        if plane == "stress" and self.dim != 2:
+            raise ValueError(
+                f'plane="stress" needs a mesh in two dimensions, this one has {self.dim}.'
+            )
         for tag, law in laws.items():
             if law.dim not in (None, self.dim):
                 raise ValueError(
@@ -256,12 +266,14 @@ class RVE:
         for i in mine:
             try:
                 balance = self._solved(loads[i], starts[i], i)
-            except ArithmeticError as error:
+                modulus = self._equilibrium.tangent(balance) if tangent else None
+            except Exception as error:
+                # The other processes wait for this one, and must hear of it.
                 if comm is None:
                     raise
                 problem = error
                 break
-            found[i] = balance, self._equilibrium.tangent(balance) if tangent else None
+            found[i] = balance.released(), modulus
         if comm is None:
             return self._solutions(found, tangent)
         return self._gathered(found, tangent, problem, comm)
@@ -326,6 +338,34 @@ class RVE:
                 "This RVE has a law with history: its stress does not follow from the strain alone."
             )
         return self._laws.stress(strain)
+
+    def pull_back(self, strain: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Derivative of ``sum(seed * stress)`` by tensors in the laws, at fixed mean strains.
+
+        Parameters
+        ----------
+        strain, seed : Tensor, shape (n, c)
+        tensors : sequence of Tensor
+            Leaves that require a gradient, as in ``LinearElastic(K=tensor, G=tensor)``.
+
+        Returns
+        -------
+        list of Tensor
+            In the shapes of `tensors`.
+        """
+        if self.history:
+            raise NotImplementedError(
+                "The stress of laws with history depends on more than the last strain: its "
+                "derivative by their parameters is not implemented."
+            )
+        x, _ = checked_strain(strain, (self._cell.size,), repr(self))
+        total = [torch.zeros_like(t) for t in tensors]
+        for i, (row, start) in enumerate(zip(x.detach(), self._starts(len(x), None), strict=True)):
+            with torch.no_grad():
+                balance = self._solved(self._strain_load(row), start, i)
+            parts = pull_back(self._equilibrium, [balance], seed[i : i + 1], tensors)
+            total = [a + b for a, b in zip(total, parts, strict=True)]
+        return total
 
     # ---- fields to look at ---------------------------------------------------------------------
 
@@ -474,9 +514,12 @@ class RVE:
         problem: Exception | None,
         comm: Any,
     ) -> Solutions:
-        problems = [p for p in comm.allgather(problem) if p is not None]
-        if problems:
-            raise problems[0]
+        problems = comm.allgather(None if problem is None else f"{type(problem).__name__}: {problem}")
+        if problem is not None:
+            raise problem
+        for rank, text in enumerate(problems):
+            if text is not None:
+                raise NoEquilibriumError(f"Process {rank} failed: {text}")
         parts = comm.allgather((sorted(found), self._solutions(found, tangent)))
         order = torch.argsort(torch.tensor([i for mine, _ in parts for i in mine]))
         joined: dict[str, Any] = {}

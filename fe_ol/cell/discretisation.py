@@ -22,6 +22,8 @@ __all__ = ["BOUNDARIES", "Discretisation"]
 BOUNDARIES = ("periodic", "linear", "traction")
 # A facet belongs to the outside of the cell if it lies on its bounding box this closely.
 _ON_BOX = 1e-8
+# The strain above which a motion is none of a rigid body.
+_STRAINED = 1e-9
 
 
 class Discretisation:
@@ -174,7 +176,7 @@ class Discretisation:
                     f"A law is given for the cell tag {tag!r}, but the mesh has the tags "
                     f"{known or 'of no cells'}: give one law for each, or one law alone for all."
                 )
-            mine = share(tag) > 0
+            mine = share(tag) != 0
             found[mine], covered = tag, covered | mine
         if not covered.all():
             raise ValueError(
@@ -200,7 +202,7 @@ class Discretisation:
             degree = 2 * V.ufl_element().embedded_superdegree
             on_outside = fem.sparse_map(_outside(mesh) * fd.inner(u, v) * fd.ds(degree=degree))
             self._held = np.flatnonzero(on_outside.to_scipy().diagonal() > 0)
-        self._rigid = _rigid_motions(V, boundary, self.finite)
+        self._rigid = self._rigid_motions(boundary)
         if boundary == "traction":
             self.constraint = rows = self._boundary_strains(mesh)
             self._gram = rows @ rows.T
@@ -213,6 +215,29 @@ class Discretisation:
             # The dofs at which rigid motions differ most: holding them leaves no motion open.
             held = _pivots(self._rigid.numpy())
         self.free = np.setdiff1d(np.arange(dofs), held)
+
+    def _rigid_motions(self, boundary: str) -> Tensor:
+        """Motions without strain that the boundary condition admits, shape (k, dofs)."""
+        V, dim = self.space, self.dim
+        if boundary == "linear":
+            return torch.zeros(0, int(V.dim()), dtype=torch.float64)
+        motions = [fd.Constant([float(i == k) for i in range(dim)]) for k in range(dim)]
+        if boundary == "traction" and not self.finite:
+            x = fd.SpatialCoordinate(V.mesh())
+            for i in range(dim):
+                for j in range(i):
+                    turn = [fd.Constant(0.0)] * dim
+                    turn[i], turn[j] = x[j], -x[i]
+                    motions.append(fd.as_vector(turn))
+        if V.ufl_element().family() == "S":
+            # The dofs of serendipity elements are no values at nodes.
+            direct = {"ksp_type": "preonly", "pc_type": "lu"}
+            found = [fd.project(motion, V, solver_parameters=direct) for motion in motions]
+        else:
+            found = [fd.Function(V).interpolate(motion) for motion in motions]
+        rigid = torch.stack([fem.to_tensor(f) for f in found])
+        # On curved cells a space need not have rotations, and then they are not open either.
+        return rigid[self.gradient(rigid).abs().amax((1, 2)) < _STRAINED]
 
     def _boundary_strains(self, mesh: Any) -> Tensor:
         """Mean strains times the volume, as integrals over the outside, shape (c, dofs)."""
@@ -259,36 +284,43 @@ def _checked_dimension(mesh: Any) -> int:
 def _check_boundary(mesh: Any, boundary: str) -> None:
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary must be one of {BOUNDARIES}, got {boundary!r}.")
-    outside = 0.0
+    sides = [0.0] * 2 * mesh.geometric_dimension
     if mesh.exterior_facets.set.total_size:
         # Of degree 2, because kernels for one point on faces of hexahedra do not compile.
-        outside = float(fd.assemble(_outside(mesh) * fd.ds(domain=mesh, degree=2)))
-    if boundary == "periodic" and outside > 0:
+        sides = [
+            float(fd.assemble(side * fd.ds(domain=mesh, degree=2))) for side in _box_sides(mesh)
+        ]
+    if boundary == "periodic" and sum(sides) > 0:
         raise ValueError(
             "Periodic fluctuations need a mesh whose opposite sides are one, but on "
-            f"{outside:.6g} of its outside this mesh ends: read a gmsh file with $Periodic by "
+            f"{sum(sides):.6g} of its outside this mesh ends: read a gmsh file with $Periodic by "
             "spon.fem.read_mesh, take one of Firedrake's periodic meshes, or "
             'boundary="linear" or "traction".'
         )
-    if boundary != "periodic" and outside == 0:
+    if boundary != "periodic" and min(sides) == 0:
         raise ValueError(
-            f"boundary={boundary!r} needs a mesh with a boundary; the sides of this one are "
-            "identified: read it without its periodicity."
+            f"boundary={boundary!r} needs a mesh with a boundary, on the sides of a box in every "
+            "direction; sides of this one are identified, or no planes: read it without its "
+            "periodicity."
         )
 
 
-def _outside(mesh: Any) -> Any:
-    """One on the bounding box, zero on the boundaries of holes; for integrals over facets."""
+def _box_sides(mesh: Any) -> list[Any]:
+    """For each side of the bounding box, one on it and zero elsewhere; for integrals over ds."""
     X = mesh.coordinates.dat.data_ro.reshape(-1, mesh.geometric_dimension)
     low, high = X.min(0), X.max(0)
     near = _ON_BOX * float((high - low).max())
     x = fd.SpatialCoordinate(mesh)
-    on_side = [
-        fd.conditional(abs(x[i] - float(end)) < near, 1.0, 0.0)
+    return [
+        fd.conditional(abs(x[i] - fd.Constant(float(end))) < near, 1.0, 0.0)
         for i in range(len(low))
         for end in (low[i], high[i])
     ]
-    return reduce(fd.max_value, on_side)
+
+
+def _outside(mesh: Any) -> Any:
+    """One on the bounding box, zero on the boundaries of holes; for integrals over ds."""
+    return reduce(fd.max_value, _box_sides(mesh))
 
 
 def _tags(mesh: Any) -> list[int]:
@@ -298,23 +330,6 @@ def _tags(mesh: Any) -> list[int]:
         return []
     label = plex.getLabelIdIS("Cell Sets")
     return sorted(int(tag) for tag in label.indices)
-
-
-def _rigid_motions(V: Any, boundary: str, finite: bool) -> Tensor:
-    """Motions without strain that the boundary condition admits, shape (k, dofs)."""
-    if boundary == "linear":
-        return torch.zeros(0, int(V.dim()), dtype=torch.float64)
-    dim = V.value_size
-    motions = [fd.Constant([float(i == k) for i in range(dim)]) for k in range(dim)]
-    if boundary == "traction" and not finite:
-        x = fd.SpatialCoordinate(V.mesh())
-        for i in range(dim):
-            for j in range(i):
-                turn = [fd.Constant(0.0)] * dim
-                turn[i], turn[j] = x[j], -x[i]
-                motions.append(fd.as_vector(turn))
-    # A projection, because the dofs of serendipity elements are no values at nodes.
-    return torch.stack([fem.to_tensor(fd.project(motion, V)) for motion in motions])
 
 
 def _pivots(rigid: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ __all__ = ["Balance", "Equilibrium", "Load", "NoEquilibriumError"]
 _SMALL = 1e-6
 _HALVINGS = 6
 _SMALLEST_STEP = 1 / 128
+# A load step is given up if so many iterations do not bring the error below this share of the
+# smallest before: far from the solution Newton's method wanders, and a half step takes less. The
+# step grows again after no more than so many iterations.
+_PATIENCE, _GAIN = 4, 0.3
+_EASY = 6
 
 
 class NoEquilibriumError(ArithmeticError):
@@ -53,7 +58,8 @@ class Balance:
     state : Tensor, shape (state_size,)
         Of the laws, at the end of the step.
     local_strain, local_stress : Tensor, shape (p, c)
-    modulus : Tensor, shape (p, c, c)
+    modulus : Tensor, shape (p, c, c), or (0, c, c)
+        Much of it, and needed for tangents only: see `released`.
     stress : Tensor, shape (c,)
         Mean stress.
     forces : Tensor, shape (dofs,)
@@ -61,6 +67,7 @@ class Balance:
     error : float
         Their size, and that of the missing mean stress, relative to what they are made of.
     iterations : int
+        In all, with those of steps that were given up.
     cutbacks : int
     errors : list of float
         `error` of each iterate of the last step.
@@ -78,6 +85,10 @@ class Balance:
     iterations: int = 0
     cutbacks: int = 0
     errors: list[float] = field(default_factory=list)
+
+    def released(self) -> Balance:
+        """The same without its moduli and forces."""
+        return replace(self, modulus=self.modulus[:0].clone(), forces=self.forces[:0].clone())
 
 
 class Equilibrium:
@@ -104,6 +115,7 @@ class Equilibrium:
     ) -> None:
         self.cell, self.laws, self.volume = cell, laws, volume
         self.tolerance, self.max_iterations = tolerance, max_iterations
+        self._iterations = 0
         self._direct = DirectSolver(cell.pointers, cell.columns, cell.free, cell.constraint)
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (len(cell.weights), 1), generator=generator)
@@ -123,22 +135,29 @@ class Equilibrium:
         NoEquilibriumError
         """
         strain, fluctuation, state = start
+        rate = torch.zeros_like(fluctuation)
         first: Tensor | None = None
-        reached, step, iterations, cutbacks = 0.0, 1.0, 0, 0
+        reached, step, cutbacks = 0.0, 1.0, 0
+        self._iterations = 0
         while True:
             to = min(1.0, reached + step)
             part = load
             if to < 1.0:
                 if first is None:
-                    first = self._evaluate(strain, fluctuation, state, None).stress
+                    first = self._evaluate(*start, None).stress
                 part = Load(
                     torch.lerp(start[0], load.strain, to),
                     torch.lerp(first, load.stress, to),
                     load.free,
                 )
-            guess = torch.where(load.free, strain, part.strain) if reached else part.strain
             try:
-                found = self._newton(part, guess, fluctuation, state)
+                # The fluctuation goes on as in the last step.
+                found = self._newton(
+                    part,
+                    torch.where(load.free, strain, part.strain),
+                    fluctuation + (to - reached) * rate,
+                    state,
+                )
             except ArithmeticError as error:
                 step, cutbacks = step / 2, cutbacks + 1
                 if step < _SMALLEST_STEP:
@@ -149,12 +168,13 @@ class Equilibrium:
                         "or the mesh can bear; take smaller steps or more iterations otherwise."
                     ) from error
                 continue
-            iterations += found.iterations
             if to == 1.0:
-                found.iterations, found.cutbacks = iterations, cutbacks
+                found.iterations, found.cutbacks = self._iterations, cutbacks
                 return found
+            rate = (found.fluctuation - fluctuation) / (to - reached)
             strain, fluctuation, state = found.strain, found.fluctuation, found.state
-            reached, step = to, 2 * step
+            step = 2 * step if found.iterations <= _EASY else step
+            reached = to
 
     def tangent(self, balance: Balance) -> Tensor:
         """Derivative of the mean stress by the mean strain, shape (c, c).
@@ -168,25 +188,43 @@ class Equilibrium:
         )
         return mean - coupling @ answer.T / self.volume
 
+    def concentrated(self, balance: Balance, strain: Tensor) -> Tensor:
+        """Local strains that a small mean strain (c,) makes at the points, shape (p, c).
+
+        With the transposed moduli: for moduli that are not symmetric this is the adjoint.
+        """
+        modulus = balance.modulus.transpose(1, 2)
+        values = self.cell.stiffness(modulus)
+        forces = self.cell.admissible(self.cell.divergence((modulus @ strain)[None]))
+        answer = self._direct.solve_near(
+            values, forces, self.cell.admissible, _is_symmetric(balance.modulus)
+        )
+        return strain - self.cell.gradient(answer)[0]
+
     # ---- one load step ------------------------------------------------------------------------
 
     def _newton(self, load: Load, strain: Tensor, fluctuation: Tensor, state: Tensor) -> Balance:
         now = self._evaluate(strain, fluctuation, state, load)
         errors = [now.error]
-        for iteration in range(self.max_iterations):
-            if now.error <= self.tolerance:
-                now.iterations, now.errors = iteration, errors
-                now.fluctuation = self.cell.centred(now.fluctuation[None])[0]
-                return now
+        while now.error > self.tolerance:
+            wanders = len(errors) > _PATIENCE and (
+                min(errors[-_PATIENCE:]) > _GAIN * min(errors[:-_PATIENCE])
+            )
+            if wanders or len(errors) > self.max_iterations:
+                raise NoEquilibriumError(
+                    f"no convergence in {len(errors) - 1} iterations; the last relative residuals "
+                    f"are {', '.join(f'{e:.2e}' for e in errors[-4:])}, the tolerance is "
+                    f"{self.tolerance:.1e}"
+                )
             now = self._advance(now, state, load, *self._direction(now, load))
             errors.append(now.error)
-        raise NoEquilibriumError(
-            f"no convergence in {self.max_iterations} iterations; the last relative residuals are "
-            f"{', '.join(f'{e:.2e}' for e in errors[-4:])}, the tolerance is {self.tolerance:.1e}"
-        )
+        now.iterations, now.errors = len(errors) - 1, errors
+        now.fluctuation = self.cell.centred(now.fluctuation[None])[0]
+        return now
 
     def _direction(self, now: Balance, load: Load) -> tuple[Tensor, Tensor]:
         """Newton's change of the mean strain and of the fluctuation."""
+        self._iterations += 1
         self._direct.factor(self.cell.stiffness(now.modulus), _is_symmetric(now.modulus))
         turn = torch.zeros_like(now.strain)
         if not load.free.any():

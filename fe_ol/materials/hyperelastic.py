@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fe_ol.materials.algebra import Maths
-from fe_ol.materials.law import EnergyLaw, require_positive
+from fe_ol.materials.law import EnergyLaw, plain, require_positive
 
 __all__ = ["NeoHookean"]
 
@@ -39,7 +39,7 @@ class NeoHookean(EnergyLaw):
 
     def __post_init__(self) -> None:
         require_positive(self, "mu")
-        if not float(self.lam) >= 0:
+        if not plain(self.lam) >= 0:
             raise ValueError(f"NeoHookean expected lam >= 0, got lam={self.lam}.")
 
     @classmethod

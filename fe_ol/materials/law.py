@@ -281,6 +281,11 @@ class EnergyLaw:
         return state.T
 
 
+def plain(value: Any) -> float:
+    """A parameter as a number, also of a tensor that requires a gradient."""
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
 def require_positive(law: Any, *names: str, least: float = 0.0) -> None:
     """Refuse parameters that are not positive numbers.
 
@@ -289,7 +294,7 @@ def require_positive(law: Any, *names: str, least: float = 0.0) -> None:
     ValueError
     """
     for name in names:
-        value = float(getattr(law, name))
+        value = plain(getattr(law, name))
         if not math.isfinite(value) or value <= least:
             raise ValueError(
                 f"{type(law).__name__} expected {name} > {least:g}, got {name}={value}."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fe_ol.materials.algebra import Maths, TorchMaths
 from fe_ol.materials.elastic import TINY, deviator, squared, trace
-from fe_ol.materials.law import _EMBEDDINGS, EnergyLaw, require_positive
+from fe_ol.materials.law import _EMBEDDINGS, EnergyLaw, plain, require_positive
 
 __all__ = ["J2Plasticity"]
 
@@ -59,7 +59,7 @@ class J2Plasticity(EnergyLaw):
 
     def __post_init__(self) -> None:
         require_positive(self, "K", "G", "yield_stress")
-        if not float(self.hardening) >= 0:
+        if not plain(self.hardening) >= 0:
             raise ValueError(f"J2Plasticity expected hardening >= 0, got {self.hardening}.")
 
     @classmethod

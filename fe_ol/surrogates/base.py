@@ -121,7 +121,8 @@ class Surrogate:
         if state is not None:
             raise ValueError("A surrogate has no history: state must be None.")
         x, single = self._checked(strain)
-        stress, slope = self._respond(x)
+        with torch.no_grad():
+            stress, slope = self._respond(x)
         if single:
             stress, slope = stress[0], slope[0]
         return Response(stress, slope if tangent else None, None)
@@ -129,6 +130,19 @@ class Surrogate:
     def initial_state(self, n: int) -> None:
         """None: there is no history."""
         return None
+
+    def differentiable_stress(self, strain: Tensor) -> Tensor:
+        """Homogenised stress as a function that torch follows, to the weights too.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (n, c)
+
+        Returns
+        -------
+        Tensor, shape (n, c)
+        """
+        return self._respond(strain)[0]
 
     def _checked(self, strain: Any) -> tuple[Tensor, bool]:
         x, single = checked_strain(strain, (self.components,), type(self).__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fe_ol.identity import identity
@@ -113,7 +112,6 @@ class BlackBox(Surrogate):
         self.course = train(network, samples, loss, options, seed, "black box", progress)
         return self
 
-    @torch.no_grad()
     def _respond(self, strain: Tensor) -> tuple[Tensor, Tensor]:
         return self.network.value_and_jacobian(strain)
 

@@ -229,7 +229,6 @@ class EquiNO(Surrogate):
         self.courses = courses
         return self
 
-    @torch.no_grad()
     def _respond(self, strain: Tensor) -> tuple[Tensor, Tensor]:
         if self.correction_steps:
             a, b = self.fluctuation(strain), self.stress(strain)

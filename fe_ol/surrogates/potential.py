@@ -101,7 +101,6 @@ class Potential(nn.Module):
         """
         return self._evaluate(strain, hessian=False)[1]
 
-    @torch.no_grad()
     def respond(self, strain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Energy (n,), stress (n, c) and tangent (n, c, c)."""
         energy, stress, tangent = self._evaluate(strain, hessian=True)

@@ -1,0 +1,85 @@
+"""What a macroscopic problem is, so that a checkpoint of another one is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fe_ol.identity import identity
+from fe_ol.macro.file import digest
+from fe_ol.macro.parameters import trainable
+from fe_ol.macro.points import Points
+from fe_ol.macro.steps import ArcLength
+from fe_ol.macro.system import System
+from spon.fem import mesh_of
+from spon.fem.spaces import name_of
+
+__all__ = ["describe"]
+
+
+def describe(system: System, points: Points, arc: ArcLength | None) -> dict[str, Any]:
+    """Mesh, space, materials, conditions, loads and the kind of steps as JSON-able values.
+
+    Parameters
+    ----------
+    system : System
+    points : Points
+    arc : ArcLength or None
+
+    Returns
+    -------
+    dict
+    """
+    mesh = mesh_of(system.space)
+    here = digest(mesh.coordinates.dat.data_ro, system.space.cell_node_map().values)
+    conditions = digest(
+        system.conditions.fixed, system.conditions.values(0.0), system.conditions.rate()
+    )
+    forces = digest(system.forces.values(0.0), system.forces.rate())
+    facts: dict[str, Any] = {
+        "the space": f"{name_of(system.space)} with {system.space.dim()} dofs",
+        "the quadrature degree": system.degree,
+        "the number of processes": system.comm.size,
+        "the mesh": _together(system, here),
+        "the boundary conditions": _together(system, conditions),
+        "the loads": _together(system, forces),
+        "the materials": [_material(m) for m in points.materials],
+    }
+    facts["the arc length"] = None
+    if arc is not None:
+        settings = dataclasses.asdict(arc)
+        settings["until"] = repr(settings["until"])
+        settings.pop("stop")
+        settings.pop("steps")  # more steps along the same path are welcome
+        facts["the arc length"] = settings
+    return facts
+
+
+def _together(system: System, mine: str) -> str:
+    return "-".join(system.comm.allgather(mine))
+
+
+def _material(material: Any) -> Any:
+    """Class and parameters, as far as they are known."""
+    name = type(material).__name__
+    if dataclasses.is_dataclass(material):
+        fields = {f.name: getattr(material, f.name) for f in dataclasses.fields(material) if f.init}
+        return {name: {key: _value(value) for key, value in fields.items()}}
+    facts: dict[str, Any] = {"material": name}
+    if hasattr(material, "space") and hasattr(material, "materials"):
+        facts["rve"] = identity(material)
+    if isinstance(getattr(material, "source", None), dict):
+        facts["source"] = material.source
+    weights = [t.detach().reshape(-1) for _, t in trainable(material)]
+    if weights:
+        facts["weights"] = digest(torch.cat(weights).numpy())
+    return facts
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().tolist()
+    return _material(value) if dataclasses.is_dataclass(value) else value
