@@ -21,6 +21,8 @@ __all__ = ["POLICIES", "GuardError", "GuardWarning", "Guarded"]
 POLICIES = ("fallback", "learn", "clamp", "warn", "raise")
 # With an estimate of the error, the box is only a bound to how far the estimate is believed.
 _LIMIT_WITH_ESTIMATE = 3.0
+# Step of the differences of tangents on the border, as a share of the box.
+_DIFFERENCE = 1e-5
 
 
 class GuardError(RuntimeError):
@@ -330,12 +332,7 @@ class Guarded:
             response = self.surrogate(strain[plain])
             stress[plain], tangent[plain] = response.stress, response.tangent
         if extrapolated.any():
-            x, r = strain[extrapolated], self.surrogate.reference
-            border = r + (x - r).clamp(-self.surrogate.radius, self.surrogate.radius)
-            response = self.surrogate(border)
-            ahead = torch.einsum("nij,nj->ni", response.tangent, x - border)
-            stress[extrapolated] = response.stress + ahead
-            tangent[extrapolated] = response.tangent
+            stress[extrapolated], tangent[extrapolated] = self._extrapolated(strain[extrapolated])
         if active.any():
             start = time.perf_counter()
             places = torch.nonzero(active)[:, 0].tolist()
@@ -346,6 +343,26 @@ class Guarded:
             self._step.solves += len(places)
             self._step.seconds += time.perf_counter() - start
         return Response(stress, tangent)
+
+    def _extrapolated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear from the nearest point of the box, with the derivative of just that."""
+        reference, r = self.surrogate.reference, self.surrogate.radius
+        change = (x - reference).clamp(-r, r)
+        border, inside = reference + change, change.abs() < r
+        response = self.surrogate(border)
+        beyond = x - border
+        stress = response.stress + torch.einsum("nij,nj->ni", response.tangent, beyond)
+        tangent = response.tangent.clone()
+        # Where a component is inside, the border moves along with it, and the slopes there change.
+        for j in range(x.shape[1]):
+            rows = inside[:, j]
+            if rows.any():
+                h = torch.zeros(x.shape[1], dtype=torch.float64)
+                h[j] = _DIFFERENCE * r
+                after, before = (self.surrogate(border[rows] + k * h).tangent for k in (1, -1))
+                turn = (after - before) / (2 * _DIFFERENCE * r)
+                tangent[rows, :, j] += torch.einsum("nij,nj->ni", turn, beyond[rows])
+        return stress, tangent
 
     def _starts(self, strain: Tensor, places: list[int]) -> Tensor:
         """Where the RVE starts: from its last answer, or from the surrogate's fluctuation."""

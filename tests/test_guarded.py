@@ -79,14 +79,27 @@ def test_one_strain_needs_no_axis() -> None:
 
 def test_clamping_extrapolates_linearly_from_the_border() -> None:
     r = fitted().radius
-    border = torch.tensor([[r, 0.0, -r]], dtype=torch.float64)
+    border = torch.tensor([[r, r, -r]], dtype=torch.float64)
     e = border * 4.0
-    guarded = Guarded(fitted(), shared_rve(), policy="clamp")
+    guarded = Guarded(fitted(), shared_rve(), policy="clamp")  # all components beyond
     response, at = guarded(e), fitted()(border)
     wanted = at.stress + torch.einsum("nij,nj->ni", at.tangent, e - border)
     torch.testing.assert_close(response.stress, wanted)
     assert torch.equal(response.tangent, at.tangent)
     assert guarded.report.solves == 0 and int(guarded.report.steps[0].outside.sum()) == 1
+
+
+def test_the_tangent_of_the_extrapolation_is_its_derivative() -> None:
+    """Also where one component is beyond the box and the others move along its border."""
+    guarded = Guarded(fitted(), shared_rve(), policy="clamp", limit=1.0)
+    e = torch.tensor([[0.09, 0.01, -0.02]], dtype=torch.float64)
+    tangent, h = guarded(e).tangent[0], 1e-6
+    for j in range(3):
+        d = h * torch.eye(3, dtype=torch.float64)[j]
+        slope = (guarded(e + d).stress - guarded(e - d).stress)[0] / (2 * h)
+        torch.testing.assert_close(
+            tangent[:, j], slope, rtol=1e-5, atol=1e-5 * float(tangent.max())
+        )
 
 
 def test_warning_and_raising_name_what_was_asked() -> None:
