@@ -91,6 +91,10 @@ class RVE:
         signs.
     max_iterations : int, optional
         Of Newton's method, in a load step; then the step is halved.
+    reuse : int, optional
+        Conjugate gradient iterations that are tried with the one factorisation of the stiffness at
+        rest, before a Newton iteration gets a factorisation of its own; 0 for none. By default 40
+        in three dimensions, where factorisations are dear, and 0 in two.
 
     Attributes
     ----------
@@ -133,6 +137,7 @@ class RVE:
         volume: float | None = None,
         tolerance: float = 1e-11,
         max_iterations: int = 15,
+        reuse: int | None = None,
     ) -> None:
         laws = _checked_laws(materials, plane)
         if not tolerance > 0:
@@ -168,7 +173,10 @@ class RVE:
             raise ValueError(f"The volume of the cell must be positive, got {self.volume}.")
         self._laws = PointLaws(laws, cell.tags, cell.size)
         self.history = self._laws.history
-        self._equilibrium = Equilibrium(cell, self._laws, self.volume, tolerance, max_iterations)
+        reuse = (40 if self.dim == 3 else 0) if reuse is None else int(reuse)
+        self._equilibrium = Equilibrium(
+            cell, self._laws, self.volume, tolerance, max_iterations, reuse
+        )
 
     def __repr__(self) -> str:
         laws = ", ".join(f"{tag}: {type(law).__name__}" for tag, law in self.materials.items())
@@ -514,7 +522,9 @@ class RVE:
         problem: Exception | None,
         comm: Any,
     ) -> Solutions:
-        problems = comm.allgather(None if problem is None else f"{type(problem).__name__}: {problem}")
+        problems = comm.allgather(
+            None if problem is None else f"{type(problem).__name__}: {problem}"
+        )
         if problem is not None:
             raise problem
         for rank, text in enumerate(problems):

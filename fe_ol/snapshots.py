@@ -204,9 +204,16 @@ class Snapshots:
         ------
         ValueError
             If an argument is out of its range, or no sample could be solved.
+        NotImplementedError
+            If a law of the RVE has a history.
         spon.parts.RunMismatchError
             If the file or the folder belongs to another run.
         """
+        if getattr(rve, "history", False):
+            raise NotImplementedError(
+                "This RVE has a law with history: its stress depends on the path, which snapshots "
+                "of single strains do not know. Use the RVE itself as the material."
+            )
         comm = MPI.COMM_SELF if comm is None else comm
         if comm.size > 1 and path is None:
             raise ValueError("Several processes share their solves through files: give a path.")
@@ -349,7 +356,7 @@ class Snapshots:
 
 def _solve(rve: Any, strain: Tensor) -> dict[str, np.ndarray] | str:
     try:
-        solutions = rve.solve(strain[None])
+        solutions = rve.solve(strain[None], tangent=False)
     except SOLVE_FAILURES as error:
         _log.warning("The RVE solve for strain %s failed: %s", strain.tolist(), error)
         return f"{type(error).__name__}: {error}"

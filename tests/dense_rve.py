@@ -84,7 +84,7 @@ class DenseRVE:
         """Local stresses, (n, points, 3)."""
         return self._laws(strain)[0]
 
-    def solve(self, strain: Tensor) -> Solutions:
+    def solve(self, strain: Tensor, tangent: bool = True) -> Solutions:
         """Solve for each strain from zero."""
         parts = [self._solve(e) for e in strain]
         c, dofs = 3, self.space.dim()

@@ -40,7 +40,7 @@ class DirectSolver:
     def __init__(
         self, pointers: Any, columns: Any, free: Any, constraint: Tensor | None = None
     ) -> None:
-        dofs = len(pointers) - 1
+        self.size = dofs = len(pointers) - 1
         numbers = np.arange(1, len(columns) + 1, dtype=np.float64)
         self._whole = sp.csr_matrix((numbers, columns, pointers), shape=(dofs, dofs))
         block = self._whole[free][:, free].tocsr()

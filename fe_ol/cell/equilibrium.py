@@ -10,12 +10,15 @@ from torch import Tensor
 from fe_ol.cell.direct import DirectSolver
 from fe_ol.cell.discretisation import Discretisation
 from fe_ol.cell.point_laws import PointLaws
+from fe_ol.cell.reuse import RestFactor
+from fe_ol.voigt import rest_strain
 
 __all__ = ["Balance", "Equilibrium", "Load", "NoEquilibriumError"]
 
 # Below this strain errors are relative to the stress that it makes: at rest all is round-off.
 _SMALL = 1e-6
 _HALVINGS = 6
+_EXACT = 1e-12
 _SMALLEST_STEP = 1 / 128
 # A load step is given up if so many iterations do not bring the error below this share of the
 # smallest before: far from the solution Newton's method wanders, and a half step takes less. The
@@ -103,6 +106,9 @@ class Equilibrium:
         Of `Balance.error`.
     max_iterations : int
         For each load step.
+    reuse : int, optional
+        Conjugate gradient iterations that are tried with the factorisation of the stiffness at
+        rest, before another matrix is factorised.
     """
 
     def __init__(
@@ -112,11 +118,14 @@ class Equilibrium:
         volume: float,
         tolerance: float,
         max_iterations: int,
+        reuse: int = 0,
     ) -> None:
         self.cell, self.laws, self.volume = cell, laws, volume
         self.tolerance, self.max_iterations = tolerance, max_iterations
         self._iterations = 0
-        self._direct = DirectSolver(cell.pointers, cell.columns, cell.free, cell.constraint)
+        self._direct = self._new_solver()
+        self._reuse = reuse if cell.constraint is None else 0
+        self._at_rest: RestFactor | None = None
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (len(cell.weights), 1), generator=generator)
         self._signs = 2.0 * signs.double() - 1.0
@@ -183,9 +192,7 @@ class Equilibrium:
         """
         values = self.cell.stiffness(balance.modulus)
         coupling, mean = self._coupling(balance)
-        answer = self._direct.solve_near(
-            values, coupling, self.cell.admissible, _is_symmetric(balance.modulus)
-        )
+        answer = self._solve(values, coupling, _is_symmetric(balance.modulus))
         return mean - coupling @ answer.T / self.volume
 
     def concentrated(self, balance: Balance, strain: Tensor) -> Tensor:
@@ -196,9 +203,7 @@ class Equilibrium:
         modulus = balance.modulus.transpose(1, 2)
         values = self.cell.stiffness(modulus)
         forces = self.cell.admissible(self.cell.divergence((modulus @ strain)[None]))
-        answer = self._direct.solve_near(
-            values, forces, self.cell.admissible, _is_symmetric(balance.modulus)
-        )
+        answer = self._solve(values, forces, _is_symmetric(balance.modulus))
         return strain - self.cell.gradient(answer)[0]
 
     # ---- one load step ------------------------------------------------------------------------
@@ -225,10 +230,10 @@ class Equilibrium:
     def _direction(self, now: Balance, load: Load) -> tuple[Tensor, Tensor]:
         """Newton's change of the mean strain and of the fluctuation."""
         self._iterations += 1
-        self._direct.factor(self.cell.stiffness(now.modulus), _is_symmetric(now.modulus))
         turn = torch.zeros_like(now.strain)
         if not load.free.any():
-            return turn, -self._direct.solve(now.forces[None])[0]
+            return turn, self._move(now)
+        self._direct.factor(self.cell.stiffness(now.modulus), _is_symmetric(now.modulus))
         coupling, mean = self._coupling(now)
         answers = self._direct.solve(torch.cat([now.forces[None], coupling]))
         move, answer = -answers[0], answers[1:]
@@ -237,6 +242,39 @@ class Equilibrium:
         free = load.free
         turn[free] = torch.linalg.solve(tangent[free][:, free], missing[free])
         return turn, move - turn @ answer
+
+    def _move(self, now: Balance) -> Tensor:
+        """Newton's change of the fluctuation at a fixed mean strain."""
+        values, symmetric = self.cell.stiffness(now.modulus), _is_symmetric(now.modulus)
+        if self._reuse and symmetric:
+            # As exact as quadratic convergence needs.
+            found = self._rest().solve(values, now.forces[None], min(1e-2, now.error))
+            if found is not None:
+                return -found[0]
+        self._direct.factor(values, symmetric)
+        return -self._direct.solve(now.forces[None])[0]
+
+    def _solve(self, values: Tensor, b: Tensor, symmetric: bool) -> Tensor:
+        """Solve with a matrix to round-off: by a factorisation that is there, or by a new one."""
+        if self._reuse and symmetric and not self._direct.ready:
+            found = self._rest().solve(values, b, _EXACT)
+            if found is not None:
+                return found
+        return self._direct.solve_near(values, b, self.cell.admissible, symmetric)
+
+    def _rest(self) -> RestFactor:
+        if self._at_rest is None:
+            rest = rest_strain(self.cell.dim, self.cell.finite)
+            local = rest.expand(len(self.cell.weights), -1).contiguous()
+            modulus = self.laws.evaluate(local, self.laws.initial_state())[1]
+            self._at_rest = RestFactor(
+                self._new_solver(), self.cell.stiffness(modulus), self.cell.free, self._reuse
+            )
+        return self._at_rest
+
+    def _new_solver(self) -> DirectSolver:
+        cell = self.cell
+        return DirectSolver(cell.pointers, cell.columns, cell.free, cell.constraint)
 
     def _advance(
         self, now: Balance, state: Tensor, load: Load, turn: Tensor, move: Tensor
