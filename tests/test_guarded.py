@@ -6,12 +6,15 @@ import warnings
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from firedrake import DirichletBC, RectangleMesh, assemble, dx, errornorm, norm
 from small_rve import shared_rve, shared_snapshots, small_rve
 
 from fe_ol import EquiNO
 from fe_ol.guarded import Guarded, GuardError, GuardWarning
+from fe_ol.macro import MacroProblem, problem_space
 from fe_ol.surrogates import Interpolation
 
 FIT: dict[str, Any] = {"modes": 8, "points": 96, "epochs": 200, "samples": 1024}
@@ -208,3 +211,64 @@ def test_arguments_are_checked() -> None:
         learning.learn()
     with pytest.raises(TypeError, match="float64"):
         Guarded(surrogate, rve)(torch.zeros(1, 3))
+
+
+# ---- in a macroscopic problem
+
+
+@cache
+def bar() -> Any:
+    """Quadratic displacements on a bar of four cells."""
+    return problem_space(RectangleMesh(4, 1, 2.0, 1.0, quadrilateral=True))
+
+
+def bent(material: Any, size: float, **options: Any) -> tuple[MacroProblem, Any]:
+    """The bar, clamped at one end, the other end moved along and across."""
+    V = bar()
+    ends = [DirichletBC(V, 0, 1), DirichletBC(V, (size, size), 2)]
+    problem = MacroProblem(V, material, bcs=ends)
+    return problem, problem.solve([0.5, 1.0], progress=False, **options)
+
+
+def test_a_guarded_problem_is_near_to_full_fe2() -> None:
+    """Far out of the box: alone the surrogate is off, guarded it keeps its tolerance."""
+    _, alone = bent(fitted(), 0.1)
+    guarded = Guarded(fitted(), shared_rve(), tolerance=2e-2)
+    problem, result = bent(guarded, 0.1)
+    # Cells are elastic: the end does not depend on where Newton's method starts.
+    _, truth = bent(shared_rve(), 0.1, start=result[0].displacement)
+    last = guarded.report.steps[-1]
+    assert last.reach > 2 and 0 < last.count < last.points
+    force, errors = truth.reactions(2)[-1], []
+    for found in (alone, result):
+        off = errornorm(found.displacement, truth.displacement) / norm(truth.displacement)
+        missing = np.linalg.norm(found.reactions(2)[-1] - force) / np.linalg.norm(force)
+        errors.append((off, missing))
+    assert errors[0][0] > 1e-2 and errors[0][1] > 2e-2
+    assert errors[1][0] < 1e-3 and errors[1][1] < 1e-3
+    assert result.cutbacks == 0
+    # The guarded points as a field to look at: its mean is their share of the area.
+    share = problem.field(last.guarded.double(), "guarded")
+    weights = problem.system.weights
+    assert assemble(share * dx) == pytest.approx(float(weights[last.guarded].sum()), rel=1e-9)
+    with pytest.raises(ValueError, match="36 quadrature points of this process, got 3"):
+        problem.field(torch.zeros(3), "guarded")
+
+
+def test_a_second_run_after_learning_needs_the_rve_no_more() -> None:
+    guarded = Guarded(
+        fitted(), shared_rve(), tolerance=5e-2, policy="learn", snapshots=shared_snapshots(),
+        fit_options=FIT,
+    )  # fmt: skip
+    bent(guarded, 0.1)
+    first = guarded.report.solves
+    assert first >= 10
+    guarded.learn()
+    guarded.report.clear()
+    bent(guarded, 0.1)
+    assert guarded.report.solves <= first / 10
+
+
+def test_raising_in_a_problem_names_the_load_step_that_went_too_far() -> None:
+    with pytest.raises(GuardError, match="beyond the surrogate"):
+        bent(Guarded(fitted(), shared_rve(), tolerance=1e-2, policy="raise"), 0.3)
