@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spon.fem.norms import gram
 from spon.fem.spaces import signature
+from spon.newton_loss import NewtonLoss
 from spon.physics_losses import Energy, PhysicsLoss, Residual
 from spon.residual_losses import DualNorm, SquaredDualNorm, check_reduction, root
 from spon.sparse import SparseMap
@@ -17,6 +18,7 @@ __all__ = [
     "AbsoluteError",
     "DualNorm",
     "Energy",
+    "NewtonLoss",
     "PhysicsLoss",
     "RelativeError",
     "Residual",
