@@ -3,61 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fe_ol.cell import fields as cell_fields
+from fe_ol.cell.arguments import checked_laws, strain_load
+from fe_ol.cell.arguments import loads as given_loads
 from fe_ol.cell.discretisation import Discretisation
 from fe_ol.cell.equilibrium import Balance, Equilibrium, Load, NoEquilibriumError
 from fe_ol.cell.point_laws import PointLaws
 from fe_ol.cell.sensitivity import pull_back
-from fe_ol.materials import PlaneStress, Response
+from fe_ol.cell.solutions import Solutions, gathered, joined, stacked
+from fe_ol.materials import Response
 from fe_ol.voigt import checked_strain, rest_strain
 
 __all__ = ["RVE", "Solutions"]
-
-
-@dataclass
-class Solutions:
-    """Cells in equilibrium, one for each strain.
-
-    Attributes
-    ----------
-    macro_strain, macro_stress : Tensor, shape (n, c)
-        Mean strains and homogenised stresses, in the conventions of `fe_ol.voigt`.
-    tangent : Tensor, shape (n, c, c), or None
-        d macro_stress / d macro_strain.
-    fluctuation : Tensor, shape (n, V.dim())
-        Coefficients in ``rve.space``; without mean, and without rotation where the boundary
-        condition leaves it open.
-    strain, stress : Tensor, shape (n, p, c)
-        At the quadrature points.
-    state : Tensor, shape (n, s)
-        To start the next step from.
-    iterations, cutbacks : Tensor, shape (n,)
-        int64: Newton iterations in all, with those that were given up, and how often a load step
-        was halved.
-    errors : list of list of float
-        Relative residuals of the iterates (of the last load step).
-    """
-
-    macro_strain: Tensor
-    macro_stress: Tensor
-    tangent: Tensor | None
-    fluctuation: Tensor
-    strain: Tensor
-    stress: Tensor
-    state: Tensor
-    iterations: Tensor
-    cutbacks: Tensor
-    errors: list[list[float]]
-
-    def __len__(self) -> int:
-        return len(self.macro_strain)
 
 
 class RVE:
@@ -139,7 +101,7 @@ class RVE:
         max_iterations: int = 15,
         reuse: int | None = None,
     ) -> None:
-        laws = _checked_laws(materials, plane)
+        laws = checked_laws(materials, plane)
         if not tolerance > 0:
             raise ValueError(f"tolerance must be positive, got {tolerance}.")
         if max_iterations < 1:
@@ -214,14 +176,14 @@ class RVE:
         tangents: list[Tensor] = []
         states: list[Tensor] = []
         for row, start in zip(x.detach(), starts, strict=True):
-            found = self._solved(self._strain_load(row), start, len(stresses))
+            found = self._solved(strain_load(row), start, len(stresses))
             stresses.append(found.stress)
-            states.append(_joined(found))
+            states.append(joined(found))
             if tangent:
                 tangents.append(self._equilibrium.tangent(found))
         c = self._cell.size
-        stress, after = _stacked(stresses, (c,)), _stacked(states, (self._state_size,))
-        modulus = _stacked(tangents, (c, c)) if tangent else None
+        stress, after = stacked(stresses, (c,)), stacked(states, (self._state_size,))
+        modulus = stacked(tangents, (c, c)) if tangent else None
         if single:
             return Response(stress[0], None if modulus is None else modulus[0], after[0])
         return Response(stress, modulus, after)
@@ -267,7 +229,7 @@ class RVE:
         fe_ol.cell.equilibrium.NoEquilibriumError
             If there is no equilibrium to be found for one of them.
         """
-        loads = self._loads(strain, stress)
+        loads = given_loads(strain, stress, self.dim, self.finite, repr(self))
         starts = self._starts(len(loads), state)
         mine = range(len(loads)) if comm is None else range(comm.rank, len(loads), comm.size)
         found, problem = {}, None
@@ -284,7 +246,7 @@ class RVE:
             found[i] = balance.released(), modulus
         if comm is None:
             return self._solutions(found, tangent)
-        return self._gathered(found, tangent, problem, comm)
+        return gathered(sorted(found), self._solutions(found, tangent), problem, comm)
 
     def hill_mandel(self, solutions: Solutions) -> Tensor:
         """How far the mean work of the local stresses is from the work of their mean.
@@ -370,7 +332,7 @@ class RVE:
         total = [torch.zeros_like(t) for t in tensors]
         for i, (row, start) in enumerate(zip(x.detach(), self._starts(len(x), None), strict=True)):
             with torch.no_grad():
-                balance = self._solved(self._strain_load(row), start, i)
+                balance = self._solved(strain_load(row), start, i)
             parts = pull_back(self._equilibrium, [balance], seed[i : i + 1], tensors)
             total = [a + b for a, b in zip(total, parts, strict=True)]
         return total
@@ -462,34 +424,6 @@ class RVE:
         c, dofs = self._cell.size, int(self.space.dim())
         return [(row[:c], row[c : c + dofs], row[c + dofs :]) for row in state.detach()]
 
-    def _strain_load(self, strain: Tensor) -> Load:
-        return Load(strain, torch.zeros_like(strain), torch.zeros_like(strain, dtype=torch.bool))
-
-    def _loads(self, strain: Any, stress: Any) -> list[Load]:
-        c = self._cell.size
-        if stress is None:
-            strains, _ = checked_strain(strain, (c,), repr(self))
-            return [self._strain_load(row) for row in strains.detach()]
-        x, y = _with_gaps(strain), _with_gaps(stress)
-        x, y = np.broadcast_arrays(np.atleast_2d(x), np.atleast_2d(y))
-        if x.ndim != 2 or x.shape[1] != c:
-            raise ValueError(
-                f"Expected strains and stresses of shape (n, {c}), got {np.shape(strain)} and "
-                f"{np.shape(stress)}."
-            )
-        wrong = np.isnan(x) == np.isnan(y)
-        if wrong.any():
-            i, j = np.argwhere(wrong)[0]
-            what = "neither strain nor stress" if np.isnan(x[i, j]) else "both strain and stress"
-            raise ValueError(
-                f"Component {j} of load {i} has {what}: give one, and None for the other."
-            )
-        rest = rest_strain(self.dim, self.finite)
-        free = torch.from_numpy(np.isnan(x))
-        strains = torch.where(free, rest, torch.from_numpy(x.copy()))
-        stresses = torch.from_numpy(np.nan_to_num(y))
-        return [Load(*row) for row in zip(strains, stresses, free, strict=True)]
-
     def _solved(self, load: Load, start: tuple[Tensor, Tensor, Tensor], i: int) -> Balance:
         try:
             return self._equilibrium.solve(load, start)
@@ -503,78 +437,14 @@ class RVE:
         c, dofs, p = self._cell.size, int(self.space.dim()), len(self.weights)
         tangents = [t for t in (found[i][1] for i in sorted(found)) if t is not None]
         return Solutions(
-            macro_strain=_stacked([b.strain for b in balances], (c,)),
-            macro_stress=_stacked([b.stress for b in balances], (c,)),
-            tangent=_stacked(tangents, (c, c)) if tangent else None,
-            fluctuation=_stacked([b.fluctuation for b in balances], (dofs,)),
-            strain=_stacked([b.local_strain for b in balances], (p, c)),
-            stress=_stacked([b.local_stress for b in balances], (p, c)),
-            state=_stacked([_joined(b) for b in balances], (self._state_size,)),
+            macro_strain=stacked([b.strain for b in balances], (c,)),
+            macro_stress=stacked([b.stress for b in balances], (c,)),
+            tangent=stacked(tangents, (c, c)) if tangent else None,
+            fluctuation=stacked([b.fluctuation for b in balances], (dofs,)),
+            strain=stacked([b.local_strain for b in balances], (p, c)),
+            stress=stacked([b.local_stress for b in balances], (p, c)),
+            state=stacked([joined(b) for b in balances], (self._state_size,)),
             iterations=torch.tensor([b.iterations for b in balances], dtype=torch.int64),
             cutbacks=torch.tensor([b.cutbacks for b in balances], dtype=torch.int64),
             errors=[b.errors for b in balances],
         )
-
-    def _gathered(
-        self,
-        found: Mapping[int, tuple[Balance, Tensor | None]],
-        tangent: bool,
-        problem: Exception | None,
-        comm: Any,
-    ) -> Solutions:
-        problems = comm.allgather(
-            None if problem is None else f"{type(problem).__name__}: {problem}"
-        )
-        if problem is not None:
-            raise problem
-        for rank, text in enumerate(problems):
-            if text is not None:
-                raise NoEquilibriumError(f"Process {rank} failed: {text}")
-        parts = comm.allgather((sorted(found), self._solutions(found, tangent)))
-        order = torch.argsort(torch.tensor([i for mine, _ in parts for i in mine]))
-        joined: dict[str, Any] = {}
-        for f in fields(Solutions):
-            values = [getattr(s, f.name) for _, s in parts]
-            if values[0] is None:
-                joined[f.name] = None
-            elif f.name == "errors":
-                flat = [e for part in values for e in part]
-                joined[f.name] = [flat[int(k)] for k in order]
-            else:
-                joined[f.name] = torch.cat(values)[order]
-        return Solutions(**joined)
-
-
-def _checked_laws(materials: Any, plane: str) -> dict[int, Any]:
-    if plane not in ("strain", "stress"):
-        raise ValueError(f'plane must be "strain" or "stress", got {plane!r}.')
-    laws = dict(materials) if isinstance(materials, Mapping) else {0: materials}
-    if not laws:
-        raise ValueError("No laws are given: expected {tag: law}, or one law.")
-    for tag, law in laws.items():
-        if not callable(law) or not hasattr(law, "finite") or not hasattr(law, "history"):
-            raise TypeError(
-                f"The law of tag {tag} is a {type(law).__name__}, expected a material such as "
-                "fe_ol.LinearElastic."
-            )
-    if len({law.finite for law in laws.values()}) > 1:
-        kinds = {tag: "finite" if law.finite else "small" for tag, law in laws.items()}
-        raise ValueError(f"Laws of small and of finite strain cannot be mixed, got {kinds}.")
-    if plane == "stress":
-        laws = {k: v if isinstance(v, PlaneStress) else PlaneStress(v) for k, v in laws.items()}
-    return laws
-
-
-def _with_gaps(values: Any) -> np.ndarray:
-    try:
-        return np.array(values, dtype=np.float64)  # None becomes NaN
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"Expected numbers and None, got {values!r}: {error}.") from error
-
-
-def _joined(found: Balance) -> Tensor:
-    return torch.cat([found.strain, found.fluctuation, found.state])
-
-
-def _stacked(rows: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-    return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 import torch
 from mpi4py import MPI
-from scipy.stats import qmc
 from torch import Tensor
 from tqdm import tqdm
 
-from fe_ol.identity import compare_identities, identity
+from fe_ol.identity import compare_identities, identity, joined_identities, varied
+from fe_ol.sampling import sample_strains
 from fe_ol.voigt import rest_strain
 from spon.fem.problem import SOLVE_FAILURES
 from spon.history import replaced
@@ -28,59 +28,7 @@ __all__ = ["Snapshots", "sample_strains"]
 
 _log = logging.getLogger("fe_ol")
 _FORMAT, _VERSION = "fe_ol snapshots", 1
-_METHODS = ("lhs", "sobol", "laplace")
 _ARRAYS = ("strain", "fluctuation", "stress", "macro_stress")
-
-
-def sample_strains(
-    n: int, components: int, radius: float = 0.04, seed: int = 0, method: str = "lhs"
-) -> Tensor:
-    """Macroscopic strains in a box.
-
-    Parameters
-    ----------
-    n : int
-    components : int
-        3 in 2D and 6 in 3D; 4 and 9 for deformation gradients.
-    radius : float, optional
-        Half the edge of the box.
-    seed : int, optional
-    method : {"lhs", "sobol", "laplace"}, optional
-        Uniform Latin hypercube; scrambled Sobol points, of which the first ones stay the same when
-        `n` grows; or independent Laplace distributed components cut off at the box, which crowd
-        near zero like those of Eivazi et al. (2025).
-
-    Returns
-    -------
-    Tensor, shape (n, components)
-        In the box of this radius around zero.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
-    if not 0 < radius < np.inf:
-        raise ValueError(f"radius must be positive, got {radius}.")
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {_METHODS}, got {method!r}.")
-    if method == "lhs":
-        unit = qmc.LatinHypercube(components, seed=seed).random(n)
-    elif method == "sobol":
-        # Powers of two only are balanced, and scipy warns of others.
-        unit = qmc.Sobol(components, seed=seed).random_base2(int(np.ceil(np.log2(max(n, 2)))))[:n]
-    else:
-        unit = np.stack([_laplace(np.random.default_rng([seed, i]), components) for i in range(n)])
-    return torch.from_numpy(radius * (2 * unit - 1))
-
-
-def _laplace(rng: np.random.Generator, components: int) -> np.ndarray:
-    # The inverse of the distribution function on (-1, 1), with a quarter of the radius as scale.
-    uniform, scale = rng.uniform(-1, 1, components), 0.25
-    magnitude = -scale * np.log1p(-np.abs(uniform) * -np.expm1(-1 / scale))
-    return (1 + np.sign(uniform) * magnitude) / 2
 
 
 @dataclass
@@ -105,7 +53,7 @@ class Snapshots:
     failures : list of (int, str)
         The samples that could not be solved, with the solver's message.
     rve : dict
-        What the RVE was: see `fe_ol.identity.identity`.
+        What the RVE was: see `fe_ol.identity.identity`, and `joined_identities` for `joined` ones.
     """
 
     strain: Tensor
@@ -162,6 +110,44 @@ class Snapshots:
             indices=[*self.indices, *range(first, first + len(strain))],
             failures=self.failures,
             rve=self.rve,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Snapshots]) -> Snapshots:
+        """Snapshots of one RVE with several values of its laws' parameters.
+
+        Fluctuations of all of them are periodic and their stresses in equilibrium, whatever the
+        laws: modes of them serve for a range of the parameters.
+
+        Parameters
+        ----------
+        parts : sequence of Snapshots
+            In the same box, of RVEs that differ in numbers among the parameters of their laws.
+
+        Returns
+        -------
+        Snapshots
+            They remember the range of each parameter that varies. Surrogates that evaluate the laws
+            (`ReducedSolve`, `EquiNO`) can be made of them, for an RVE whose parameters lie in it.
+
+        Raises
+        ------
+        ValueError
+            If the RVEs differ in something else, or the boxes.
+        """
+        rve = joined_identities([part.rve for part in parts])
+        first, radii = parts[0], sorted({part.radius for part in parts})
+        if len(radii) > 1:
+            raise ValueError(f"Joined snapshots need one box of strains, got the radii {radii}.")
+        arrays = {name: torch.cat([getattr(p, name) for p in parts]) for name in _ARRAYS}
+        return cls(
+            **arrays,
+            radius=first.radius,
+            method=first.method,
+            seed=first.seed,
+            indices=list(range(len(arrays["strain"]))),
+            failures=[failure for part in parts for failure in part.failures],
+            rve=rve,
         )
 
     @classmethod
@@ -287,8 +273,14 @@ class Snapshots:
             )
         return found
 
-    def require(self, rve: Any) -> None:
+    def require(self, rve: Any, joined: bool = False) -> None:
         """Check that these are snapshots of an RVE.
+
+        Parameters
+        ----------
+        rve : RVE
+        joined : bool, optional
+            Whether `joined` ones will do; its parameters must lie in their range.
 
         Raises
         ------
@@ -298,6 +290,13 @@ class Snapshots:
         lines = compare_identities(self.rve, identity(rve))
         if lines:
             raise ValueError(f"The snapshots are of another RVE: {'; '.join(lines)}.")
+        ranges = varied(self.rve)
+        if ranges and not joined:
+            raise ValueError(
+                f"These are joined snapshots of several RVEs ({', '.join(ranges)}), and one was "
+                "expected: sample the RVE itself, or take ReducedSolve or EquiNO, which evaluate "
+                "its laws."
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one HDF5 file, under a temporary name that is then renamed.
@@ -356,7 +355,8 @@ class Snapshots:
 
 def _solve(rve: Any, strain: Tensor) -> dict[str, np.ndarray] | str:
     try:
-        solutions = rve.solve(strain[None], tangent=False)
+        with torch.no_grad():  # laws may have parameters that require a gradient
+            solutions = rve.solve(strain[None], tangent=False)
     except SOLVE_FAILURES as error:
         _log.warning("The RVE solve for strain %s failed: %s", strain.tolist(), error)
         return f"{type(error).__name__}: {error}"

@@ -16,13 +16,14 @@ from firedrake import (
     conditional,
 )
 
-from fe_ol.materials import LinearElastic, NonlinearElastic
+from fe_ol.materials import LinearElastic, NeoHookean, NonlinearElastic
 from fe_ol.rve import RVE
 from fe_ol.snapshots import Snapshots
 
 MATRIX = {"K": 4780.0, "a1": 50.0, "a2": 0.06}
 INCLUSION = {"K": 43452.381, "G": 29918.0328}
 LAWS = {1: NonlinearElastic(**MATRIX), 2: LinearElastic(**INCLUSION)}
+FINITE = {1: NeoHookean(mu=1.0, lam=3.0), 2: NeoHookean(mu=10.0, lam=30.0)}
 
 
 def tagged(mesh: Any, inside: Callable[[Any], Any]) -> Any:

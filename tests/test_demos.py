@@ -56,9 +56,38 @@ def test_the_law_in_the_solve_comes_closer():
     assert (out / "law.png").exists()
 
 
+def test_the_cell_has_its_tangent():
+    _, out = run(ROOT / "demos" / "rve_tangent.py")
+    report = json.loads((out / "report.json").read_text())
+    assert report["tangent_error"] < 1e-7 and report["hill_mandel"] < 1e-10
+    assert {".png", ".pvd", ".json"} <= {p.suffix for p in out.iterdir()}
+
+
+def test_the_membrane_is_near_to_its_cells():
+    _, out = run(ROOT / "demos" / "cook_equino.py")
+    report = json.loads((out / "report.json").read_text())
+    assert report["largest_error"] < 0.05 and max(report["iterations"]) <= 5
+    assert {".png", ".pvd", ".json", ".h5", ".fe_ol"} <= {p.suffix for p in out.iterdir()}
+
+
+def test_the_guarded_plate_keeps_its_tolerance():
+    _, out = run(ROOT / "demos" / "guarded_plate.py")
+    report = json.loads((out / "report.json").read_text())
+    assert report["reach"] > 1.5 and report["unguarded"] > 0.05 > report["guarded"]
+    assert report["second"] <= report["first"] / 10
+    assert {".png", ".pvd", ".json"} <= {p.suffix for p in out.iterdir()}
+
+
 def test_every_demo_is_run():
     others = {d.stem for d in DEMOS if not reports(d)}
-    assert others == {"corrected_gradient", "network_in_a_solve"}
+    assert others == {
+        "cook_equino",
+        "corrected_gradient",
+        "fibre_stiffness",
+        "guarded_plate",
+        "network_in_a_solve",
+        "rve_tangent",
+    }
 
 
 @pytest.mark.parametrize("demo", DEMOS, ids=lambda p: p.stem)

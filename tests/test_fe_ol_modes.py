@@ -167,16 +167,19 @@ def test_a_killed_run_goes_on_and_gives_the_same_file(tmp_path, monkeypatch):
     whole = Snapshots.sample(rve, 6, seed=2, path=tmp_path / "whole.h5", progress=False)
     solve, calls = rve.solve, []
 
-    def killed(strain):
+    def killed(strain, **options):
         if len(calls) == 3:
             raise KeyboardInterrupt
+        return counted(strain, **options)
+
+    def counted(strain, **options):
         calls.append(strain)
-        return solve(strain)
+        return solve(strain, **options)
 
     monkeypatch.setattr(rve, "solve", killed)
     with pytest.raises(KeyboardInterrupt):
         Snapshots.sample(rve, 6, seed=2, path=path, progress=False)
-    monkeypatch.setattr(rve, "solve", lambda strain: calls.append(strain) or solve(strain))
+    monkeypatch.setattr(rve, "solve", counted)
     resumed = Snapshots.sample(rve, 6, seed=2, path=path, progress=False)
     assert len(calls) == 6
     for name in ("strain", "fluctuation", "stress", "macro_stress"):
@@ -195,10 +198,10 @@ def test_failures_are_listed_and_left_out(monkeypatch):
     rve = small_rve(3)
     solve = rve.solve
 
-    def fragile(strain):
+    def fragile(strain, **options):
         if strain[0, 0] > 0:
             raise ArithmeticError("no convergence")
-        return solve(strain)
+        return solve(strain, **options)
 
     monkeypatch.setattr(rve, "solve", fragile)
     snapshots = Snapshots.sample(rve, 6, progress=False)
@@ -206,7 +209,7 @@ def test_failures_are_listed_and_left_out(monkeypatch):
     assert len(snapshots) + len(snapshots.failures) == 6
     assert sorted(snapshots.indices + [i for i, _ in snapshots.failures]) == list(range(6))
     assert snapshots.failures[0][1] == "ArithmeticError: no convergence"
-    monkeypatch.setattr(rve, "solve", lambda strain: fragile(strain.abs()))
+    monkeypatch.setattr(rve, "solve", lambda strain, **options: fragile(strain.abs()))
     with pytest.raises(ValueError, match=r"None of the 6 RVE solves converged.*no convergence"):
         Snapshots.sample(rve, 6, progress=False)
 

@@ -206,6 +206,8 @@ class Discretisation:
         if boundary == "traction":
             self.constraint = rows = self._boundary_strains(mesh)
             self._gram = rows @ rows.T
+        if boundary == "periodic":
+            self._check_period(mesh)
         held = np.array([], dtype=np.int64) if self._held is None else self._held
         if len(self._rigid):
             u, v = fd.TrialFunction(V), fd.TestFunction(V)
@@ -215,6 +217,19 @@ class Discretisation:
             # The dofs at which rigid motions differ most: holding them leaves no motion open.
             held = _pivots(self._rigid.numpy())
         self.free = np.setdiff1d(np.arange(dofs), held)
+
+    def _check_period(self, mesh: Any) -> None:
+        """Whether uniform stresses are in equilibrium, as they are without a boundary."""
+        if mesh.exterior_facets.set.total_size:
+            return  # that of holes
+        unit = torch.eye(self.size, dtype=torch.float64)[:, None]
+        forces = self.divergence(unit.expand(-1, len(self.weights), -1))
+        sizes = self.weights.sum() / self.weights.mean() ** (1 / self.dim) / len(self.weights)
+        if float(forces.abs().max()) > _STRAINED * 1e3 * float(sizes):
+            raise ValueError(
+                "The sides of this periodic mesh do not fit together: uniform stresses are not in "
+                "equilibrium on it. Firedrake's periodic meshes need three cells in each direction."
+            )
 
     def _rigid_motions(self, boundary: str) -> Tensor:
         """Motions without strain that the boundary condition admits, shape (k, dofs)."""

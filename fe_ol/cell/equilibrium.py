@@ -191,9 +191,9 @@ class Equilibrium:
         The factorisation of the last iteration serves; what it is off by is iterated away.
         """
         values = self.cell.stiffness(balance.modulus)
-        coupling, mean = self._coupling(balance)
+        coupling, pull, mean = self._coupling(balance)
         answer = self._solve(values, coupling, _is_symmetric(balance.modulus))
-        return mean - coupling @ answer.T / self.volume
+        return mean - pull @ answer.T / self.volume
 
     def concentrated(self, balance: Balance, strain: Tensor) -> Tensor:
         """Local strains that a small mean strain (c,) makes at the points, shape (p, c).
@@ -234,11 +234,11 @@ class Equilibrium:
         if not load.free.any():
             return turn, self._move(now)
         self._direct.factor(self.cell.stiffness(now.modulus), _is_symmetric(now.modulus))
-        coupling, mean = self._coupling(now)
+        coupling, pull, mean = self._coupling(now)
         answers = self._direct.solve(torch.cat([now.forces[None], coupling]))
         move, answer = -answers[0], answers[1:]
-        tangent = mean - coupling @ answer.T / self.volume
-        missing = load.stress - now.stress - coupling @ move / self.volume
+        tangent = mean - pull @ answer.T / self.volume
+        missing = load.stress - now.stress - pull @ move / self.volume
         free = load.free
         turn[free] = torch.linalg.solve(tangent[free][:, free], missing[free])
         return turn, move - turn @ answer
@@ -315,11 +315,18 @@ class Equilibrium:
             error = max(error, float(missing / ((scale * weights).sum(0) / self.volume).max()))
         return Balance(strain, fluctuation, after, local, stress, modulus, mean, forces, error)
 
-    def _coupling(self, now: Balance) -> tuple[Tensor, Tensor]:
-        """Forces of unit mean strains, shape (c, dofs), and the mean of the moduli, (c, c)."""
-        forces = self.cell.divergence(now.modulus.permute(2, 0, 1))
+    def _coupling(self, now: Balance) -> tuple[Tensor, Tensor, Tensor]:
+        """How mean strain and fluctuation meet.
+
+        Forces of unit mean strains, shape (c, dofs); the mean stresses of unit fluctuations times
+        the volume, (c, dofs), which are the same for symmetric moduli; the mean of the moduli.
+        """
+        forces = self.cell.admissible(self.cell.divergence(now.modulus.permute(2, 0, 1)))
         mean = (now.modulus * self.cell.weights[:, None, None]).sum(0) / self.volume
-        return self.cell.admissible(forces), mean
+        if _is_symmetric(now.modulus):
+            return forces, forces, mean
+        pull = self.cell.admissible(self.cell.divergence(now.modulus.permute(1, 0, 2)))
+        return forces, pull, mean
 
 
 def _is_symmetric(modulus: Tensor) -> bool:
