@@ -20,6 +20,7 @@ from fe_ol.materials import (
 from fe_ol.rve import RVE, Solutions
 from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates import BlackBox, EquiNO, Interpolation, ReducedSolve
+from fe_ol.surrogates.kinds import load
 
 __all__ = [
     "RVE",
@@ -45,4 +46,5 @@ __all__ = [
     "Response",
     "Snapshots",
     "Solutions",
+    "load",
 ]

@@ -14,7 +14,7 @@ from small_rve import shared_rve, shared_snapshots, small_rve
 
 from fe_ol import EquiNO
 from fe_ol.guarded import Guarded, GuardError, GuardWarning
-from fe_ol.macro import MacroProblem, problem_space
+from fe_ol.macro import MacroFileError, MacroProblem, problem_space
 from fe_ol.surrogates import Interpolation
 
 FIT: dict[str, Any] = {"modes": 8, "points": 96, "epochs": 200, "samples": 1024}
@@ -272,3 +272,18 @@ def test_a_second_run_after_learning_needs_the_rve_no_more() -> None:
 def test_raising_in_a_problem_names_the_load_step_that_went_too_far() -> None:
     with pytest.raises(GuardError, match="beyond the surrogate"):
         bent(Guarded(fitted(), shared_rve(), tolerance=1e-2, policy="raise"), 0.3)
+
+
+def test_a_checkpoint_of_another_surrogate_is_refused(tmp_path: Any) -> None:
+    """Also of one of the same kind, for the same cell, or guarded otherwise."""
+    path = tmp_path / "steps.h5"
+    bent(Guarded(fitted(), shared_rve(), tolerance=0.5), 0.01, checkpoint=path)
+    bent(Guarded(fitted(), shared_rve(), tolerance=0.5), 0.01, checkpoint=path)
+    other = Interpolation.fit(shared_rve(), shared_snapshots(), modes=6)
+    for material in (Guarded(fitted(), shared_rve(), tolerance=0.4), fitted(), other):
+        with pytest.raises(MacroFileError, match="materials"):
+            bent(material, 0.01, checkpoint=path)
+    path.unlink()
+    bent(other, 0.01, checkpoint=path)
+    with pytest.raises(MacroFileError, match="materials"):
+        bent(Interpolation.fit(shared_rve(), shared_snapshots(), modes=8), 0.01, checkpoint=path)

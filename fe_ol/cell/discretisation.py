@@ -109,7 +109,7 @@ class Discretisation:
     def gradient(self, fluctuation: Tensor) -> Tensor:
         """Strains at the points, shape (n, p, c), of fluctuations of shape (n, dofs)."""
         strains: Tensor = self._gradient.batch(fluctuation)
-        return strains.reshape(len(fluctuation), -1, self.size)
+        return strains.reshape(len(fluctuation), len(self.weights), self.size)
 
     def divergence(self, stress: Tensor) -> Tensor:
         """Nodal forces, shape (n, dofs), of stresses of shape (n, p, c)."""

@@ -11,10 +11,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from fe_ol.cell.direct import DirectSolver
+from fe_ol.voigt import rest_strain
 from spon import fem
 from spon.fem.encoding import L2Projection
 
-__all__ = ["Places", "cell_inputs"]
+__all__ = ["Places", "cell_inputs", "linear_fluctuations"]
 
 # Shares of a material below this are round-off.
 _PURE = 1e-9
@@ -107,6 +109,25 @@ def cell_inputs(rve: Any) -> tuple[Any, Any, Tensor]:
             numbers += (2 * i / (len(tags) - 1) - 1) * _inside(D, tag)
     strain = fd.VectorFunctionSpace(mesh, "DG", 0, dim=rve._cell.size + 1)
     return strain, D, numbers
+
+
+def linear_fluctuations(rve: Any) -> Tensor:
+    """Fluctuations of the undeformed cell for unit strains.
+
+    Returns
+    -------
+    Tensor, shape (c, V.dim())
+        d fluctuation / d strain at rest.
+    """
+    cell = rve._cell
+    reference = rest_strain(rve.dim, rve.finite)
+    rest = reference.expand(1, len(rve.weights), -1).flatten(0, 1).contiguous()
+    modulus = rve._laws.evaluate(rest, rve._laws.initial_state())[1]
+    forces = cell.admissible(cell.divergence(modulus.permute(2, 0, 1)))
+    solver = DirectSolver(cell.pointers, cell.columns, cell.free, cell.constraint)
+    solver.factor(cell.stiffness(modulus), symmetric=False)
+    found: Tensor = cell.centred(-solver.solve(forces))
+    return found
 
 
 def _inside(D: Any, tag: int) -> Tensor:

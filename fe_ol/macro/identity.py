@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fe_ol.guarded import Guarded
 from fe_ol.identity import identity
 from fe_ol.macro.file import digest
 from fe_ol.macro.parameters import trainable
 from fe_ol.macro.points import Points
 from fe_ol.macro.steps import ArcLength
 from fe_ol.macro.system import System
+from fe_ol.surrogates.base import Surrogate
 from spon.fem import mesh_of
 from spon.fem.spaces import name_of
 
@@ -69,6 +72,15 @@ def _material(material: Any) -> Any:
         fields = {f.name: getattr(material, f.name) for f in dataclasses.fields(material) if f.init}
         return {name: {key: _value(value) for key, value in fields.items()}}
     facts: dict[str, Any] = {"material": name}
+    if isinstance(material, Guarded):
+        names = ("tolerance", "policy", "limit", "hysteresis")
+        return facts | {
+            "surrogate": _material(material.surrogate),
+            **{key: getattr(material, key) for key in names},
+        }
+    if isinstance(material, Surrogate):
+        facts["numbers"] = digest(*(t.detach().numpy() for t in _tensors(material)))
+        facts["correction steps"] = getattr(material, "correction_steps", None)
     if hasattr(material, "space") and hasattr(material, "materials"):
         facts["rve"] = identity(material)
     if isinstance(getattr(material, "source", None), dict):
@@ -77,6 +89,17 @@ def _material(material: Any) -> Any:
     if weights:
         facts["weights"] = digest(torch.cat(weights).numpy())
     return facts
+
+
+def _tensors(thing: Any) -> Iterator[Tensor]:
+    """All numbers that a surrogate holds, networks and reduced models inside it included."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, nn.Module):
+        yield from thing.state_dict().values()
+    elif type(thing).__module__.startswith("fe_ol.surrogates"):
+        for _, part in sorted(vars(thing).items()):
+            yield from _tensors(part)
 
 
 def _value(value: Any) -> Any:

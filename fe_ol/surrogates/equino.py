@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fe_ol.identity import describe_law
 from fe_ol.snapshots import Snapshots, sample_strains
 from fe_ol.surrogates import store
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
@@ -18,19 +19,9 @@ from fe_ol.surrogates.losses import losses_for, potential_for
 from fe_ol.surrogates.optimise import Course, Training, train
 from fe_ol.surrogates.potential import Potential
 from fe_ol.surrogates.reduced import ReducedModel
-from fe_ol.surrogates.reduced_solve import reduced
+from fe_ol.surrogates.reduced_solve import MODEL_TENSORS, ReducedSolve, reduced
 
 __all__ = ["EquiNO"]
-
-_MODEL = (
-    "weights",
-    "tags",
-    "strain_modes",
-    "stress_modes",
-    "means",
-    "reference",
-    "factors",
-)
 
 
 class EquiNO(Surrogate):
@@ -183,27 +174,31 @@ class EquiNO(Surrogate):
         """
         architecture = architecture or Architecture()
         training = training or Training()
-        radius = snapshots.radius
+        radius, laws = snapshots.radius, model.laws.laws
         c = len(model.reference)
         # The samples' seed is not the snapshots', even where the user's are the same.
         box = sample_strains(training.samples, c, radius, seed + 7919)
         if architecture.odd is None:
-            odd = are_odd(model.laws.laws, model.reference, radius)
+            odd = are_odd(laws, model.reference, radius)
             architecture = dataclasses.replace(architecture, odd=odd)
-        losses = losses_for(model, model.reference + box, architecture, training)
-        slopes = {"fluctuation": model.linear[0], "stress": model.linear[1]}
-        nets = nn.ModuleDict(
-            {
-                name: Branch(architecture, model.reference, radius, slopes[name], scale, seed + i)
-                for i, (name, scale) in enumerate(losses.scales(radius).items())
-            }
-        )
-        tasks, potential = list(losses.tasks(nets)), None
-        if architecture.head == "energy":
-            potential, task = potential_for(
-                model, model.reference + box, radius, architecture, training, seed + 2
+        # What the networks learn does not change with the laws, also where these may.
+        with torch.no_grad():
+            losses = losses_for(model, model.reference + box, architecture, training)
+            slopes = {"fluctuation": model.linear[0], "stress": model.linear[1]}
+            nets = nn.ModuleDict(
+                {
+                    name: Branch(
+                        architecture, model.reference, radius, slopes[name], scale, seed + i
+                    )
+                    for i, (name, scale) in enumerate(losses.scales(radius).items())
+                }
             )
-            tasks.append(task)
+            tasks, potential = list(losses.tasks(nets)), None
+            if architecture.head == "energy":
+                potential, task = potential_for(
+                    model, model.reference + box, radius, architecture, training, seed + 2
+                )
+                tasks.append(task)
         courses = {}
         for name, networks, samples, loss in tasks:
             courses[name] = train(
@@ -220,7 +215,8 @@ class EquiNO(Surrogate):
             model,
             nets["fluctuation"],  # type: ignore[arg-type]
             nets["stress"],  # type: ignore[arg-type]
-            snapshots.rve,
+            # The networks are made for these laws, also where the snapshots are of several.
+            {**snapshots.rve, "laws": {str(t): describe_law(m) for t, m in laws.items()}},
             radius,
             modes,
             correction_steps,
@@ -237,6 +233,26 @@ class EquiNO(Surrogate):
         if self.potential is not None:
             return self.potential.respond(strain)[1:]
         return self.stress.value_and_jacobian(strain, self.model.means)
+
+    def solved(self, tolerance: float = 1e-10) -> ReducedSolve:
+        """As many correction steps as they need: the reduced solve, started by the networks.
+
+        Other than the networks, it follows the laws where their parameters change.
+
+        Parameters
+        ----------
+        tolerance : float, optional
+            As in `ReducedSolve`.
+
+        Returns
+        -------
+        ReducedSolve
+        """
+
+        def start(strain: Tensor) -> tuple[Tensor, Tensor]:
+            return self.fluctuation(strain), self.stress(strain)
+
+        return ReducedSolve(self.model, self.source, self.radius, self.modes, tolerance, start)
 
     def coefficients(self, strain: Any) -> tuple[Tensor, Tensor]:
         """Coefficients of the fluctuation and of the stress modes, after the corrections.
@@ -349,7 +365,7 @@ class EquiNO(Surrogate):
         fields : bool, optional
             Whether the modes at all points are kept; they make most of the file.
         """
-        tensors = {f"model.{name}": getattr(self.model, name) for name in _MODEL}
+        tensors = {f"model.{name}": getattr(self.model, name) for name in MODEL_TENSORS}
         for name in ("fluctuation", "stress"):
             net: Branch = getattr(self, name)
             tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
@@ -397,7 +413,7 @@ class EquiNO(Surrogate):
         facts, tensors = store.read(path, cls.__name__)
         laws = store.laws_from_json(facts["rve"]["laws"]) if rve is None else rve.materials
         model = ReducedModel(
-            **{name: tensors[f"model.{name}"] for name in _MODEL},
+            **{name: tensors[f"model.{name}"] for name in MODEL_TENSORS},
             volume=facts["volume"],
             laws=laws,
             formulation=facts["formulation"],

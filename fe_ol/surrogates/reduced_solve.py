@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +12,23 @@ from torch import Tensor
 
 from fe_ol.modes import fluctuation_modes, stress_modes
 from fe_ol.snapshots import Snapshots
+from fe_ol.surrogates import store
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
-from fe_ol.surrogates.reduced import ReducedModel
+from fe_ol.surrogates.reduced import ReducedModel, ReducedState
+from fe_ol.surrogates.reduced_sensitivity import pull_back
 
-__all__ = ["ReducedSolve", "reduced"]
+__all__ = ["MODEL_TENSORS", "ReducedSolve", "reduced"]
+
+# What of a reduced model goes into a file.
+MODEL_TENSORS = (
+    "weights",
+    "tags",
+    "strain_modes",
+    "stress_modes",
+    "means",
+    "reference",
+    "factors",
+)
 
 
 class ReducedSolve(Surrogate):
@@ -28,6 +44,15 @@ class ReducedSolve(Surrogate):
         Without them there are no fields.
     tolerance : float, optional
         Size of the last step, relative to the coefficients.
+    start : callable, optional
+        From strains (n, c) to the coefficients a (n, na) and b (n, nb) where the solve starts;
+        those of the linear law by default.
+
+    Notes
+    -----
+    The answer follows the laws of the RVE: where a parameter of theirs is a tensor, it may be
+    changed in place, within the range that the snapshots cover (`Snapshots.joined`), and
+    `pull_back` gives derivatives by it.
     """
 
     def __init__(
@@ -37,9 +62,10 @@ class ReducedSolve(Surrogate):
         radius: float,
         modes: ModeFields | None = None,
         tolerance: float = 1e-10,
+        start: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__(source, model.reference, radius)
-        self.model, self.modes, self.tolerance = model, modes, tolerance
+        self.model, self.modes, self.tolerance, self.start = model, modes, tolerance, start
 
     @classmethod
     def fit(
@@ -75,8 +101,41 @@ class ReducedSolve(Surrogate):
         )
         return cls(model, snapshots.rve, snapshots.radius, bank)
 
+    @property
+    def materials(self) -> dict[int, Any]:
+        """The laws by tag."""
+        return self.model.laws.laws
+
+    def pull_back(self, strain: Tensor, seed: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Derivative of ``sum(seed * stress)`` by tensors in the laws, at fixed mean strains.
+
+        Parameters
+        ----------
+        strain, seed : Tensor, shape (n, c)
+        tensors : sequence of Tensor
+            Leaves that require a gradient, as in ``LinearElastic(K=tensor, G=tensor)``.
+
+        Returns
+        -------
+        list of Tensor
+            In the shapes of `tensors`; zero where no law holds one.
+
+        Raises
+        ------
+        NotImplementedError
+            For ``formulation="mismatch"``.
+        """
+        x = self._checked(strain)[0]
+        with torch.no_grad():
+            a = self._solved(x).a
+        return pull_back(self.model, x, a, seed, tensors)
+
+    def _solved(self, strain: Tensor) -> ReducedState:
+        a, b = (None, None) if self.start is None else self.start(strain)
+        return self.model.solve(strain, a, b, tolerance=self.tolerance)
+
     def _respond(self, strain: Tensor) -> tuple[Tensor, Tensor]:
-        state = self.model.solve(strain, tolerance=self.tolerance)
+        state = self._solved(strain)
         return state.stress, state.tangent
 
     def fields(self, strain: Any) -> LocalFields:
@@ -93,15 +152,68 @@ class ReducedSolve(Surrogate):
         if self.modes is None:
             raise ValueError("This reduced solve was made without modes at all points.")
         strain = self._checked(strain)[0]
-        state = self.model.solve(strain, tolerance=self.tolerance)
+        with torch.no_grad():
+            state = self._solved(strain)
         return self.modes.combine(strain, state.a, state.b)
 
     def mismatch(self, strain: Any) -> Tensor:
         """Relative distance between the law's stress and the combination of modes, shape (n,)."""
         strain = self._checked(strain)[0]
-        state = self.model.solve(strain, tolerance=self.tolerance)
         with torch.no_grad():
+            state = self._solved(strain)
             return self.model.mismatch(strain, state.a, state.b)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one file; `load` reads it. Where `start` begins is left out."""
+        facts = {
+            "rve": self.source,
+            "box": {"center": self.reference.tolist(), "radius": self.radius},
+            "formulation": self.model.formulation,
+            "volume": self.model.volume,
+            "tolerance": self.tolerance,
+        }
+        tensors = {f"model.{name}": getattr(self.model, name) for name in MODEL_TENSORS}
+        if self.modes is not None:
+            tensors |= {f"modes.{name}": getattr(self.modes, name) for name in _FIELDS}
+        store.write(path, type(self).__name__, facts, tensors)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], rve: Any | None = None) -> ReducedSolve:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        rve : RVE, optional
+            Checked to be the one of the file. Needed where a law is not one of fe_ol's.
+
+        Returns
+        -------
+        ReducedSolve
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it holds something else, or was made for another RVE; the message says what differs.
+        """
+        facts, tensors = store.read(path, cls.__name__)
+        laws = store.laws_from_json(facts["rve"]["laws"]) if rve is None else rve.materials
+        model = ReducedModel(
+            **store.part(tensors, "model"),
+            volume=facts["volume"],
+            laws=laws,
+            formulation=facts["formulation"],
+        )
+        modes = ModeFields(**store.part(tensors, "modes")) if "modes.stress" in tensors else None
+        self = cls(model, facts["rve"], facts["box"]["radius"], modes, facts["tolerance"])
+        if rve is not None:
+            self.require(rve)
+        return self
+
+
+_FIELDS = tuple(f.name for f in dataclasses.fields(ModeFields))
 
 
 def reduced(
@@ -122,7 +234,7 @@ def reduced(
     ValueError
         If the snapshots are of another RVE.
     """
-    snapshots.require(rve)
+    snapshots.require(rve, joined=True)
     fields = fluctuation_modes(rve, snapshots, modes, weighted=weighted)
     stresses = stress_modes(rve, snapshots, stress_count or modes, weighted=weighted)
     model = ReducedModel.build(

@@ -15,7 +15,7 @@ from fe_ol import materials
 from spon.datafile import versions
 from spon.history import replaced
 
-__all__ = ["laws_from_json", "part", "read", "write"]
+__all__ = ["kind_of", "laws_from_json", "part", "read", "write"]
 
 _KEY, _FORMAT = "fe_ol", 1
 _CONVENTIONS = {
@@ -69,25 +69,42 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any], dict[
         If it is no surrogate, one of another kind, or of a newer format.
     """
     path = Path(path)
+    header, tensors = _contents(path, f"{kind}.save", weights=True)
+    if header["kind"] != kind:
+        raise ValueError(
+            f"{str(path)!r} holds a surrogate of the kind {header['kind']}, not {kind}: load it "
+            f"with fe_ol.{header['kind']}.load."
+        )
+    return header, tensors
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Class of the surrogate in a file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read` does.
+    """
+    return str(_contents(Path(path), "the save of a surrogate", weights=False)[0]["kind"])
+
+
+def _contents(path: Path, writer: str, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no surrogate at {str(path)!r}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = file.keys() if weights else ()
+            tensors = {key: file.get_tensor(key) for key in keys}
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{str(path)!r} is not a surrogate of fe_ol: expected what {kind}.save wrote."
+            f"{str(path)!r} is not a surrogate of fe_ol: expected what {writer} wrote."
         ) from error
     if header["format"] > _FORMAT:
         raise ValueError(
             f"{str(path)!r} has format {header['format']}, this fe_ol reads up to {_FORMAT}: "
             "update fe_ol."
-        )
-    if header["kind"] != kind:
-        raise ValueError(
-            f"{str(path)!r} holds a surrogate of the kind {header['kind']}, not {kind}: load it "
-            f"with fe_ol.{header['kind']}.load."
         )
     return header, tensors
 
