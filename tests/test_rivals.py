@@ -103,11 +103,32 @@ def test_an_exported_program_gives_the_same_answers(kind, tmp_path):
         torch.testing.assert_close(tangent, answer.tangent, rtol=1e-12, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["coefficients", "energy", "black box"])
+def test_an_onnx_model_gives_the_same_answers(kind, tmp_path):
+    reference = pytest.importorskip("onnx.reference", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    strain, _ = unseen()
+    material = black_box() if kind == "black box" else small_equino(kind)
+    export(material, tmp_path / "surrogate.onnx")
+    model = reference.ReferenceEvaluator(str(tmp_path / "surrogate.onnx"))
+    for n in (1, 12):
+        stress, tangent = model.run(["stress", "tangent"], {"strain": strain[:n].numpy()})
+        answer = material(strain[:n])
+        assert worst(torch.from_numpy(stress), answer.stress) < 1e-12
+        assert worst(torch.from_numpy(tangent), answer.tangent) < 1e-12
+
+
+def test_what_onnx_takes_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"takes onnx and onnxscript, .*pip install .spon.onnx"):
+        export(black_box(), tmp_path / "a.onnx")
+
+
 def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(TypeError, match=r"Only EquiNO and BlackBox.* got Interpolation"):
         export(interpolation(), tmp_path / "a.pt2")
-    with pytest.raises(ValueError, match=r"must end in .pt2, got .*a.onnx"):
-        export(black_box(), tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"must end in .pt2 or .onnx, got .*a.pt'"):
+        export(black_box(), tmp_path / "a.pt")
     material = small_equino("coefficients")
     material.correction_steps = 1
     with pytest.raises(ValueError, match=r"correction_steps=1, which evaluate the laws"):

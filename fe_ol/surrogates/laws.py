@@ -36,11 +36,11 @@ class PointLaws:
                 "strain to stress. Use the RVE itself as the material."
             )
         self.laws = dict(laws)
-        self._spans: list[tuple[Any, slice]] = []
+        self.spans: list[tuple[Any, slice]] = []
         start = 0
         for tag, count in zip(*torch.unique_consecutive(tags, return_counts=True), strict=True):
             stop = start + int(count)
-            self._spans.append((self.laws[int(tag)], slice(start, stop)))
+            self.spans.append((self.laws[int(tag)], slice(start, stop)))
             start = stop
 
     def __call__(self, strain: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class PointLaws:
         n, c = len(strain), strain.shape[2]
         stress = torch.empty_like(strain)
         tangent = strain.new_empty(*strain.shape, c)
-        for law, span in self._spans:
+        for law, span in self.spans:
             response = law(strain[:, span].reshape(-1, c))
             size = span.stop - span.start
             stress[:, span] = response.stress.reshape(n, size, c)

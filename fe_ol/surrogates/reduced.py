@@ -237,7 +237,7 @@ class ReducedModel:
         b = change @ self._start[1].T if b is None else b
         parts = [
             self._solve(strain[i], a[i], b[i], steps, tolerance, largest)
-            for i in self._chunks(len(strain))
+            for i in self.chunks(len(strain))
         ]
         if len(parts) == 1:
             return parts[0]
@@ -281,7 +281,7 @@ class ReducedModel:
 
     def _energy_step(self, strain: Tensor, a: Tensor, b: Tensor) -> Any:
         c = strain.shape[1]
-        stress, gram = self._moments(self.strain(strain, a))
+        stress, gram = self.moments(self.strain(strain, a))
         loads = stress.flatten(1) @ self._loads
         coupling, stiffness = gram[:, c:, :c], gram[:, c:, c:]
         factor = _cholesky(stiffness, strain)
@@ -347,7 +347,7 @@ class ReducedModel:
             Zero where the stress is zero.
         """
         parts = []
-        for i in self._chunks(len(strain)):
+        for i in self.chunks(len(strain)):
             law = self.laws(self.strain(strain[i], a[i]))[0]
             parts.append(self._relative(law - self.combine(b[i]), law))
         return torch.cat(parts)
@@ -365,7 +365,20 @@ class ReducedModel:
         tiny = torch.finfo(torch.float64).tiny
         return (self.contraction(difference) / self.contraction(size).clamp_min(tiny)).sqrt()
 
-    def _moments(self, strain: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, strain: Tensor) -> tuple[Tensor, Tensor]:
+        """Stresses at the chosen points, and second derivatives of the energy.
+
+        Parameters
+        ----------
+        strain : Tensor, shape (n, m, c)
+            Local strains.
+
+        Returns
+        -------
+        stress : Tensor, shape (n, m, c)
+        gram : Tensor, shape (n, c + na, c + na)
+            By the macroscopic strain and then a, times the volume.
+        """
         stress, tangent = self.laws(strain)
         n = len(strain)
         i, j = self._law_pairs
@@ -377,10 +390,11 @@ class ReducedModel:
         gram[:, l, k] = upper
         return stress, gram
 
+    @torch.no_grad()
     def _at_reference(self) -> tuple[Tensor, Tensor, Tensor]:
         strain = self.reference[None]
         c, na = len(self.reference), self.modes[0]
-        _, gram = self._moments(self.strain(strain, torch.zeros(1, na, dtype=torch.float64)))
+        _, gram = self.moments(self.strain(strain, torch.zeros(1, na, dtype=torch.float64)))
         stiffness, coupling = gram[0, c:, c:], gram[0, c:, :c]
         slope = -torch.linalg.solve(stiffness, coupling)
         tangent = self.laws(strain[:, None].expand(1, len(self.weights), c))[1][0]
@@ -391,7 +405,8 @@ class ReducedModel:
             mean = None
         return slope, self.project(stress, mean).T, stiffness
 
-    def _chunks(self, n: int) -> Iterator[slice]:
+    def chunks(self, n: int) -> Iterator[slice]:
+        """Parts of `n` strains whose values at the points stay in the cache."""
         size = max(1, _CHUNK // (len(self.weights) * len(self.reference) ** 2))
         return (slice(i, i + size) for i in range(0, max(n, 1), size))
 
