@@ -134,6 +134,169 @@ def conditioning_table():
     return "\n".join(lines)
 
 
+def beam_table():
+    """Errors of the first guesses for the beam, and Newton's iterations from them."""
+    record = load("beam")
+    (r,) = record["results"]
+    n, warm = r["unseen"], r["iterations_from_network"]
+    ways = {"the network": warm, **r["iterations_from_zero"]}
+    lines = [
+        f"Relative error of {n} unseen displacements: L2 {r['L2_mean']:.2%} (worst "
+        f"{r['L2_worst']:.2%}), H1 {r['H1_mean']:.2%} (worst {r['H1_worst']:.2%}); violation of "
+        f"the clamped end {r['boundary_violation']:g}; deflection of the tip "
+        f"{r['deflection_mean']:.2f} on average, {r['deflection_least']:.2f} at least. Training on "
+        f"{r['inputs']:,} loads, {r['epochs']} epochs, {r['seconds']:.0f} s. At most half of the "
+        f"fewest iterations from zero: in {r['at_most_half']} of {n} samples.",
+        "",
+        f"| Newton's method from | iterations: mean (most) | without a solution, of {n} |",
+        "|---|---|---|",
+    ]
+    for name, counts in ways.items():
+        found = [i for i in counts if i is not None]
+        start = name if name == "the network" else f"zero, {name}"
+        lines.append(
+            f"| {start} | {sum(found) / len(found):.1f} ({max(found)}) | {n - len(found)} |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def surrogate_table():
+    """Errors of all surrogates of the three cells."""
+    record = load("surrogates-accuracy")
+    lines = [
+        "| cell | surrogate | stress: mean (largest) | tangent: mean | s_xx, s_yy, s_xy: median "
+        "| u_x, u_y: median | out of equilibrium | fit | a point, in a batch |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        fields = ["", "", ""]
+        if "s_xx" in r:
+            fields = [
+                ", ".join(f"{r[k]:.2%}" for k in ("s_xx", "s_yy", "s_xy")),
+                f"{r['u_x']:.2%}, {r['u_y']:.2%}",
+                f"{r['equilibrium']:.0e}",
+            ]
+        lines.append(
+            f"| {r['cell']}, {r['dofs']:,} dofs | {r['surrogate']} | {r['stress']['mean']:.4%} "
+            f"({r['stress']['largest']:.3%}) | {r['tangent']['mean']:.3%} | "
+            + " | ".join(fields)
+            + f" | {r['fit_seconds']:.0f} s | {r['microseconds_a_point']:.0f} µs |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def ablation_table():
+    """What makes EquiNO good."""
+    record = load("surrogates-ablation")
+    lines = [
+        "| EquiNO of RVE1 | stress: mean (largest) | tangent: mean "
+        "| one correction step, stress: mean (largest) |",
+        "|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        s, one = r["stress"], r["one_step"]
+        lines.append(
+            f"| {r['surrogate']} | {s['mean']:.3%} ({s['largest']:.2%}) "
+            f"| {r['tangent']['mean']:.3%} | {one['mean']:.3%} ({one['largest']:.2%}) |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def fe2_table():
+    """FE² against FE-OL."""
+    record = load("fe2")
+    lines = [
+        "| problem | points | largest strain | FE-OL, ten steps | of it for each answer (limit of "
+        "arithmetic) | iterations a step | displacement, reaction off by | dofs of a cell | FE², "
+        "an answer | FE², ten steps | times faster |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        end = r["steps"][-1]
+        for i, c in enumerate(r["cells"]):
+            left = [
+                f"{r['problem']} of {r['cell']}",
+                f"{r['points']:,}",
+                f"{r['largest_strain']:.3f}",
+                f"{r['fe_ol_seconds']:.2f} s",
+                f"{r['fe_ol_microseconds_a_point']:.0f} µs "
+                f"({r['arithmetic_limit_microseconds']:.1f} µs)",
+                f"{end['iterations_fe_ol']}, FE² {end['iterations_fe2']}",
+                f"{end['displacement_error']:.3%}, {end['reaction_error']:.3%}",
+            ]
+            cells = left if i == 0 else [""] * len(left)
+            cells += [
+                f"{c['micro_dofs']:,}",
+                f"{1e3 * c['answer_seconds']:.0f} ms",
+                f"{c['fe2_seconds_scaled'] / 3600:.1f} h",
+                _short(c["times_faster"]),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def guarded_table():
+    """A surrogate beyond its box."""
+    record = load("guarded")
+    lines = [
+        "| perforated plate | displacement, reaction off by | stress at the 100 farthest points: "
+        "largest error | points with the cell, at the end | solves of cells | whole run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        if "failure" in r:
+            lines.append(f"| {r['material']} | no solution: {r['failure']} | | | | |")
+            continue
+        stress = r.get("largest_stress_error")
+        share = r.get("share_of_points_at_the_end")
+        lines.append(
+            f"| {r['material']} | {r['displacement_error']:.3%}, {r['reaction_error']:.3%} "
+            f"| {'' if stress is None else f'{stress:.2%}'} "
+            f"| {'' if share is None else f'{share:.2%}'} "
+            f"| {r.get('solves', 0):,} | {r['seconds']:.0f} s |"
+        )
+    s = record["settings"]
+    lines += ["", f"The strains reach {s['reach']:.2f} times the box. Measured on {where(record)}."]
+    return "\n".join(lines)
+
+
+def solid_table():
+    """The chain in three dimensions."""
+    record = load("solid")
+    s = record["settings"]
+    lines = [
+        f"A cell of {s['micro_dofs']:,} dofs; {s['snapshots']} snapshots "
+        f"({s['sampling_seconds']:.0f} s), {s['modes']} modes; a solve with tangent takes "
+        f"{s['solve_seconds']:.1f} s.",
+        "",
+        "| surrogate | stress: mean (largest) | tangent: mean | local stress: median "
+        "| out of equilibrium | fit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        if r["part"] == "cell":
+            lines.append(
+                f"| {r['surrogate']} | {r['stress']['mean']:.3%} ({r['stress']['largest']:.2%}) "
+                f"| {r['tangent']['mean']:.3%} | {r['local_stress_median']:.2%} "
+                f"| {r['equilibrium']:.0e} | {r['fit_seconds']:.0f} s |"
+            )
+    lines += [
+        "",
+        "| cantilever | points | largest component of F - I | five steps | iterations | stress at "
+        "12 points: mean (largest) | times faster than nested solves |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        if r["part"] == "cantilever":
+            e = r["stress_at_points"]
+            lines.append(
+                f"| {r['surrogate']} | {r['points']:,} | {r['largest_component']:.3f} "
+                f"| {r['seconds']:.1f} s | {', '.join(map(str, r['iterations']))} "
+                f"| {e['mean']:.3%} ({e['largest']:.2%}) | {_short(r['times_faster'])} |"
+            )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -154,6 +317,12 @@ BLOCKS = {
     "memory-table": memory_table,
     "physics-table": physics_table,
     "conditioning-table": conditioning_table,
+    "beam-table": beam_table,
+    "surrogate-table": surrogate_table,
+    "ablation-table": ablation_table,
+    "fe2-table": fe2_table,
+    "guarded-table": guarded_table,
+    "solid-table": solid_table,
 }
 
 
