@@ -65,16 +65,21 @@ solve = (time.perf_counter() - start) / len(chosen)
 stress = surrogate(strains[chosen]).stress
 errors = (stress - truth.macro_stress).norm(dim=1) / truth.macro_stress.norm(dim=1)
 answers = len(strains) * sum(step.calls for step in result.steps)
-print(f"largest strain {float(strains.abs().max()):.4f}, homogenised stress off by at most "
-      f"{float(errors.max()):.3%}")
-print(f"{answers:,} answers of cells in {seconds:.1f} s; nested solves would take some "
-      f"{answers * solve / 3600:.1f} h")
+print(
+    f"largest strain {float(strains.abs().max()):.4f}, homogenised stress off by at most "
+    f"{float(errors.max()):.3%}"
+)
+print(
+    f"{answers:,} answers of cells in {seconds:.1f} s; nested solves would take some "
+    f"{answers * solve / 3600:.1f} h"
+)
 
 # Inside the cell at the point of the largest strain: EquiNO's field and the true one.
 fields = surrogate.fields(strains[worst][None])
 figure, axes = plt.subplots(1, 2, figsize=(11, 5))
 for axis, name, values in (
-    (axes[0], "EquiNO", fields.stress[0]), (axes[1], "finite elements", truth.stress[-1])
+    (axes[0], "EquiNO", fields.stress[0]),
+    (axes[1], "finite elements", truth.stress[-1]),
 ):
     shear = rve.field(values[:, 2], "shear stress")
     colours = tripcolor(shear, axes=axis, cmap="RdBu_r")
@@ -83,8 +88,12 @@ for axis, name, values in (
     figure.colorbar(colours, ax=axis)
 figure.savefig(OUT / "cell.png", dpi=120, bbox_inches="tight")
 report = {
-    "points": len(strains), "answers": answers, "seconds": seconds, "cell_seconds": solve,
-    "largest_error": float(errors.max()), "iterations": result.iterations,
+    "points": len(strains),
+    "answers": answers,
+    "seconds": seconds,
+    "cell_seconds": solve,
+    "largest_error": float(errors.max()),
+    "iterations": result.iterations,
     "largest_strain": float(strains.abs().max()),
 }
 (OUT / "report.json").write_text(json.dumps(report, indent=1))

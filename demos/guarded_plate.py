@@ -62,8 +62,10 @@ strains = torch.from_numpy(problem.strain().dat.data_ro.copy())
 reach = float(strains.abs().max()) / surrogate.radius
 hardest = strains[strains.abs().amax(1).topk(40).indices]
 unguarded, kept = errors(surrogate, hardest), errors(guarded, hardest)
-print(f"strains reach {reach:.2f} times the box; at the 40 hardest points the surrogate alone is "
-      f"off by {float(unguarded.max()):.2%} at most, guarded {float(kept.max()):.2%}")
+print(
+    f"strains reach {reach:.2f} times the box; at the 40 hardest points the surrogate alone is "
+    f"off by {float(unguarded.max()):.2%} at most, guarded {float(kept.max()):.2%}"
+)
 
 # Where the cell was asked in the last step, and where the surrogate was trusted.
 for name, values in (("asked the cell", last.guarded), ("estimated error", last.estimate)):
@@ -80,8 +82,12 @@ print(f"the cells were solved {first:,} times in the first run, {second:,} times
 problem.plot(OUT / "plate.png")
 problem.write_vtk(OUT / "plate.pvd")
 report = {
-    "reach": reach, "unguarded": float(unguarded.max()), "guarded": float(kept.max()),
-    "share": share, "first": first, "second": second,
+    "reach": reach,
+    "unguarded": float(unguarded.max()),
+    "guarded": float(kept.max()),
+    "share": share,
+    "first": first,
+    "second": second,
 }
 (OUT / "report.json").write_text(json.dumps(report, indent=1))
 print("results in", OUT)

@@ -22,7 +22,15 @@ from spon.fem.meshes import mesh_tags, read_mesh
 
 FOLDER = Path(__file__).parents[1] / "meshes"
 NAMES = ["bracket", "bracket3d", "plate", "plate_quads", "gear"]
-CURVED = ["lprofile", "holes", "rve1", "rve2", "rve3", "fibres3d", "particles3d"]  # test_rve_meshes.py
+CURVED = [
+    "lprofile",
+    "holes",
+    "rve1",
+    "rve2",
+    "rve3",
+    "fibres3d",
+    "particles3d",
+]  # test_rve_meshes.py
 SHAPES = {"bracket3d": "tetra", "plate_quads": "quad"}
 
 
