@@ -19,7 +19,14 @@ from fe_ol.materials import (
 )
 from fe_ol.rve import RVE, Solutions
 from fe_ol.snapshots import Snapshots
-from fe_ol.surrogates import BlackBox, EquiNO, Interpolation, ReducedSolve
+from fe_ol.surrogates import (
+    BlackBox,
+    EquiNO,
+    FieldNetwork,
+    Interpolation,
+    ReducedSolve,
+    VPIONet,
+)
 from fe_ol.surrogates.kinds import load
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "BlackBox",
     "EnergyLaw",
     "EquiNO",
+    "FieldNetwork",
     "GuardError",
     "GuardWarning",
     "Guarded",
@@ -46,5 +54,6 @@ __all__ = [
     "Response",
     "Snapshots",
     "Solutions",
+    "VPIONet",
     "load",
 ]

@@ -9,6 +9,7 @@ from fe_ol.surrogates import store
 from fe_ol.surrogates.base import Surrogate
 from fe_ol.surrogates.blackbox import BlackBox
 from fe_ol.surrogates.equino import EquiNO
+from fe_ol.surrogates.field_network import FieldNetwork
 from fe_ol.surrogates.interpolation import Interpolation
 from fe_ol.surrogates.reduced_solve import ReducedSolve
 from fe_ol.surrogates.vpionet import VPIONet
@@ -16,7 +17,8 @@ from fe_ol.surrogates.vpionet import VPIONet
 __all__ = ["KINDS", "load"]
 
 KINDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (EquiNO, ReducedSolve, Interpolation, BlackBox, VPIONet)
+    kind.__name__: kind
+    for kind in (EquiNO, ReducedSolve, Interpolation, BlackBox, VPIONet, FieldNetwork)
 }
 
 
