@@ -260,43 +260,6 @@ def guarded_table():
     return "\n".join(lines)
 
 
-def solid_table():
-    """The chain in three dimensions."""
-    record = load("solid")
-    s = record["settings"]
-    lines = [
-        f"A cell of {s['micro_dofs']:,} dofs; {s['snapshots']} snapshots "
-        f"({s['sampling_seconds']:.0f} s), {s['modes']} modes; a solve with tangent takes "
-        f"{s['solve_seconds']:.1f} s.",
-        "",
-        "| surrogate | stress: mean (largest) | tangent: mean | local stress: median "
-        "| out of equilibrium | fit |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in record["results"]:
-        if r["part"] == "cell":
-            lines.append(
-                f"| {r['surrogate']} | {r['stress']['mean']:.3%} ({r['stress']['largest']:.2%}) "
-                f"| {r['tangent']['mean']:.3%} | {r['local_stress_median']:.2%} "
-                f"| {r['equilibrium']:.0e} | {r['fit_seconds']:.0f} s |"
-            )
-    lines += [
-        "",
-        "| cantilever | points | largest component of F - I | five steps | iterations | stress at "
-        "12 points: mean (largest) | times faster than nested solves |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in record["results"]:
-        if r["part"] == "cantilever":
-            e = r["stress_at_points"]
-            lines.append(
-                f"| {r['surrogate']} | {r['points']:,} | {r['largest_component']:.3f} "
-                f"| {r['seconds']:.1f} s | {', '.join(map(str, r['iterations']))} "
-                f"| {e['mean']:.3%} ({e['largest']:.2%}) | {_short(r['times_faster'])} |"
-            )
-    return "\n".join([*lines, "", f"Measured on {where(record)}."])
-
-
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -322,7 +285,6 @@ BLOCKS = {
     "ablation-table": ablation_table,
     "fe2-table": fe2_table,
     "guarded-table": guarded_table,
-    "solid-table": solid_table,
 }
 
 

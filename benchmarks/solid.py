@@ -62,20 +62,20 @@ def main():
     quick = args.quick
     rve = cell(None if quick else float(args.size or 0.12))
     print(rve, flush=True)
-    n, modes = (6, 4) if quick else (80, 32)
+    n, modes = (6, 4) if quick else (48, 24)
     start = time.perf_counter()
     snapshots = fe_ol.Snapshots.sample(rve, n, radius=RADIUS, seed=0, progress=False)
     sampling = time.perf_counter() - start
     print(f"{n} snapshots: {sampling:.0f} s", flush=True)
     test = torch.eye(3, dtype=torch.float64).flatten() + sample_strains(
-        2 if quick else 20, 9, RADIUS, seed=1
+        2 if quick else 10, 9, RADIUS, seed=1
     )
     start = time.perf_counter()
     truth = rve.solve(test)
     solve = (time.perf_counter() - start) / len(test)
     print(f"a solve with tangent: {solve:.1f} s, {truth.iterations.tolist()}", flush=True)
     rows, surrogates = [], {}
-    options = {"epochs": 20, "samples": 200} if quick else {"samples": 4000}
+    options = {"epochs": 20, "samples": 200} if quick else {"samples": 3000}
     for name, make in (
         ("reduced solve", lambda: fe_ol.ReducedSolve.fit(rve, snapshots, modes=modes)),
         (
