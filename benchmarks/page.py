@@ -260,6 +260,35 @@ def guarded_table():
     return "\n".join(lines)
 
 
+def identification_table():
+    """The stiffness of a fibre from displacements."""
+    record = load("identification")
+    r, true = record["results"], record["results"]["true"]
+    lines = [
+        f"True modulus {true:,.0f}, start {r['start']:,.0f}, noise {record['settings']['noise']:.0%}.",
+        "",
+        "| body | through | modulus found | standard error from the noise | evaluations | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for body in ("bar", "cook"):
+        part = r[body]
+        for way in ("FE-OL", "FE²"):
+            if way in part:
+                found = part[way]
+                lines.append(
+                    f"| {body}, {part['points']:,} points | {way} | {found['G']:,.1f} "
+                    f"| {part['standard_error']:.1f} | {found['evaluations']} "
+                    f"| {found['seconds']:.1f} |"
+                )
+    lines += [
+        "",
+        f"Gradients through FE-OL and FE² differ by {r['bar']['gradient_difference']:.1e}; Taylor "
+        f"rates are at least {min(r['bar']['taylor_rates'] + r['cook']['taylor_rates']):.2f}. "
+        f"Measured on {where(record)}.",
+    ]
+    return "\n".join(lines)
+
+
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -285,6 +314,7 @@ BLOCKS = {
     "ablation-table": ablation_table,
     "fe2-table": fe2_table,
     "guarded-table": guarded_table,
+    "identification-table": identification_table,
 }
 
 
