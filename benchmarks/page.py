@@ -265,9 +265,11 @@ def identification_table():
     record = load("identification")
     r, true = record["results"], record["results"]["true"]
     lines = [
-        f"True modulus {true:,.0f}, start {r['start']:,.0f}, noise {record['settings']['noise']:.0%}.",
+        f"True modulus {true:,.0f}, start {r['start']:,.0f}, noise "
+        f"{record['settings']['noise']:.0%}.",
         "",
-        "| body | through | modulus found | standard error from the noise | evaluations | seconds |",
+        "| body | through | modulus found | standard error from the noise | evaluations "
+        "| seconds |",
         "|---|---|---|---|---|---|",
     ]
     for body in ("bar", "cook"):
