@@ -21,8 +21,6 @@ CACHE = $(or $(SPON_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/spon)
 KERNELS = $(CACHE)/kernels/$(shell sh install/stamp.sh kernels)
 export PYOP2_CACHE_DIR ?= $(KERNELS)/pyop2
 export FIREDRAKE_TSFC_KERNEL_CACHE_DIR ?= $(KERNELS)/tsfc
-# GCC 12 with AVX-512 leaves the stack of some kernels unaligned, and they crash.
-export PYOP2_CFLAGS ?= $(shell gcc -dumpversion 2>/dev/null | grep -q '^12' && grep -q avx512f /proc/cpuinfo && echo -mno-avx512f)
 # Open MPI refuses to start as root unless it is told that this is meant (containers).
 ifeq ($(shell id -u),0)
 export OMPI_ALLOW_RUN_AS_ROOT = 1

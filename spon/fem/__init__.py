@@ -1,5 +1,6 @@
 """The only folder of spon that talks to Firedrake: what leaves it and what goes back."""
 
+from spon.fem.compiler import avoid_misaligned_stacks
 from spon.fem.constraints import boundary_violation
 from spon.fem.curved import curved_mesh
 from spon.fem.elements import element_from_json, element_to_json, space_from_element
@@ -28,6 +29,8 @@ from spon.fem.spaces import (
 )
 from spon.fem.tape import fem_operator
 from spon.fem.vtk import write_vtk
+
+avoid_misaligned_stacks()
 
 __all__ = [
     "ExternalSolver",
