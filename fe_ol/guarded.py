@@ -104,6 +104,8 @@ class Guarded:
                 "Expected tolerance > 0 and 0 < hysteresis <= 1, got "
                 f"tolerance={tolerance}, hysteresis={hysteresis}."
             )
+        if limit is not None and not limit >= 1:
+            raise ValueError(f"limit is a multiple of the box, at least 1, got {limit}.")
         surrogate.require(rve)
         if policy == "learn":
             if snapshots is None:
@@ -119,7 +121,7 @@ class Guarded:
         self.surrogate, self.rve, self.tolerance, self.policy = surrogate, rve, tolerance, policy
         self.hysteresis, self.learn_at = hysteresis, learn_at
         estimates = hasattr(surrogate, "estimate")
-        self.limit = float(limit or (_LIMIT_WITH_ESTIMATE if estimates else 1.0))
+        self.limit = float((_LIMIT_WITH_ESTIMATE if estimates else 1.0) if limit is None else limit)
         self.lessons = Lessons(rve, snapshots, type(surrogate), fit_options or {})
         self.dim, self.finite = surrogate.dim, surrogate.finite
         self.report = GuardReport()
@@ -253,13 +255,14 @@ class Guarded:
         self._close(strain)
         self.active = self.active & ~calm
         self._committed = self.active.clone()
-        self._states = {i: s for i, s in self._states.items() if bool(self.active[i])}
+        self._drop_states()
         if self.policy == "learn" and self.learn_at and len(self.lessons) >= self.learn_at:
             self.learn()
 
     def rejected(self) -> None:
         """The step has failed: back to the points that were with the RVE before it."""
         self.active = self._committed.clone()
+        self._drop_states()
         self._step = GuardedStep()
 
     def learn(self, progress: bool = False) -> Any:
@@ -364,9 +367,17 @@ class Guarded:
                 tangent[rows, :, j] += torch.einsum("nij,nj->ni", turn, beyond[rows])
         return stress, tangent
 
+    def _drop_states(self) -> None:
+        """Forget the cells of points that are not with the RVE."""
+        self._states = {i: s for i, s in self._states.items() if bool(self.active[i])}
+
     def _starts(self, strain: Tensor, places: list[int]) -> Tensor:
-        """Where the RVE starts: from its last answer, or from the surrogate's fluctuation."""
-        new = [i for i in places if i not in self._states]
+        """Where the RVE starts: from its last answer, or from the surrogate's fluctuation.
+
+        Guesses are not kept: were the solve to fail, they would pass for solved cells.
+        """
+        states = dict(self._states)
+        new = [i for i in places if i not in states]
         if new:
             fields = getattr(self.surrogate, "modes", None)
             reach = self._reach(strain[new])
@@ -376,8 +387,8 @@ class Guarded:
                 x = strain[new]
                 a = self.surrogate.coefficients(x)[0]
                 guesses = self.rve.start(x, a @ fields.fluctuation)
-            self._states.update(zip(new, guesses, strict=True))
-        return torch.stack([self._states[i] for i in places])
+            states.update(zip(new, guesses, strict=True))
+        return torch.stack([states[i] for i in places])
 
     def _close(self, strain: Tensor) -> None:
         step = self._step

@@ -178,6 +178,28 @@ def test_a_rejected_step_leaves_nothing_behind() -> None:
     assert not bool(guarded.active.any())
 
 
+def test_only_solved_cells_are_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that could not be solved, in a step that was given up, teaches nothing."""
+    rve = shared_rve()
+    guarded = Guarded(fitted(), rve, policy="learn", snapshots=shared_snapshots())
+    calm, wild = strains(0.03, 3), strains(0.4, 3)
+    guarded.trial(calm)
+    guarded.review(wild)
+    with monkeypatch.context() as patch:
+        patch.setattr(rve, "_solved", lambda *_: (_ for _ in ()).throw(ArithmeticError("no")))
+        with pytest.raises(ArithmeticError, match="no"):
+            guarded.trial(wild)
+    guarded.rejected()
+    guarded.active[0] = True
+    guarded.trial(calm)
+    guarded.converged(calm)
+    assert len(guarded.lessons) == 1
+    strain, fluctuation = rve.split_state(torch.cat(guarded.lessons._states))
+    torch.testing.assert_close(strain, calm[:1])
+    stress = rve.law(strain[:, None] + rve.gradient(fluctuation))
+    assert float(rve.divergence(stress).abs().max()) < 1e-8
+
+
 def test_learning_makes_the_rve_needless() -> None:
     rve, e = shared_rve(), strains(0.1, 40)
     guarded = Guarded(
@@ -200,6 +222,8 @@ def test_arguments_are_checked() -> None:
         Guarded(surrogate, rve, policy="hope")
     with pytest.raises(ValueError, match="tolerance > 0"):
         Guarded(surrogate, rve, tolerance=0.0)
+    with pytest.raises(ValueError, match="limit is a multiple of the box"):
+        Guarded(surrogate, rve, limit=0.0)
     with pytest.raises(ValueError, match="made for another RVE"):
         Guarded(surrogate, small_rve(3))
     with pytest.raises(ValueError, match="give them as snapshots="):
