@@ -44,8 +44,10 @@ class Guarded:
     method from *converged* ones: suspicious trial strains are answered by the surrogate's linear
     extrapolation from the border of its box, since most of them never come back; only where the
     converged strain of a load step is suspicious does the policy act, and the step is iterated
-    further. A point that has fallen back stays with the RVE until its estimate is below
-    `hysteresis` times the tolerance in a converged state, so that it does not switch for ever.
+    further. Within a step a point changes hands only when an iteration has converged, or Newton's
+    method would see another law in each iteration. A point that has fallen back stays with the RVE
+    until its estimate is below `hysteresis` times the tolerance in a converged state, so that it
+    does not switch for ever.
 
     Parameters
     ----------
@@ -84,6 +86,10 @@ class Guarded:
     """
 
     history = False
+    active: Tensor
+    _committed: Tensor
+    _doubtful: Tensor
+    _trusted: Tensor
 
     def __init__(
         self,
@@ -140,7 +146,7 @@ class Guarded:
         self.active = torch.zeros(0, dtype=torch.bool)
         self._committed = self.active
         self._states: dict[int, Tensor] = {}
-        self._step = GuardedStep()
+        self._begin_step()
 
     # ---- by hand -------------------------------------------------------------------------------
 
@@ -165,11 +171,12 @@ class Guarded:
         x, single = checked_strain(strain, (len(self.surrogate.reference),), repr(self))
         x = x.detach()
         self.forget()
-        self.active = torch.zeros(len(x), dtype=torch.bool)
+        self._count(len(x))
         suspicious = self.estimate(x) > self.tolerance
         self._act(suspicious, x)
         response = self._answer(x, suspicious)
         self._close(x)
+        self._begin_step()
         stress, slope = response.stress, response.tangent
         if single:
             stress, slope = stress[0], None if slope is None else slope[0]
@@ -209,18 +216,17 @@ class Guarded:
         -------
         Response
         """
-        if len(self.active) != len(strain):
-            self.forget()
-            self.active = torch.zeros(len(strain), dtype=torch.bool)
-            self._committed = self.active.clone()
+        self._count(len(strain))
         reach = self._reach(strain)
         suspicious = reach > self.limit
         # Inside of its box the surrogate is believed until the step has converged.
-        outside = (reach > 1.0) & ~suspicious & ~self.active
+        outside = (reach > 1.0) & ~suspicious & ~self.active & ~self._doubtful & ~self._trusted
         if outside.any() and hasattr(self.surrogate, "estimate"):
             suspicious[outside] = self.estimate(strain[outside]) > self.tolerance
         self._step.trials += int((suspicious & ~self.active).sum())
-        return self._answer(strain, suspicious)
+        if self.policy != "warn":
+            self._doubtful = self._doubtful | (suspicious & ~self.active & ~self._trusted)
+        return self._answer(strain, self._doubtful)
 
     def review(self, strain: Tensor, state: Any = None) -> bool:
         """Judge the strains of a converged iteration.
@@ -240,11 +246,23 @@ class Guarded:
         GuardError
             With ``policy="raise"``, for suspicious strains.
         """
+        self._count(len(strain))
         error = self.estimate(strain)
         self._step.reviews += 1
         suspicious = (error > self.tolerance) & ~self.active
         self._step.estimate = error
         changed = self._act(suspicious, strain)
+        # What was extrapolated on the way and is in order now; once in a step.
+        released = self._doubtful & ~suspicious & ~self._trusted
+        self._doubtful = self._doubtful & ~released
+        self._trusted = self._trusted | released
+        if self.policy == "clamp":
+            added = suspicious & ~self._doubtful
+            self._doubtful = self._doubtful | added
+            released = released | added
+        self._doubtful = self._doubtful & ~self.active
+        # On the border and inside, the extrapolation is the surrogate's own answer.
+        changed |= bool((released & (self._reach(strain) > 1.0)).any())
         return not changed
 
     def converged(self, strain: Tensor, state: Any = None) -> None:
@@ -256,6 +274,7 @@ class Guarded:
         self.active = self.active & ~calm
         self._committed = self.active.clone()
         self._drop_states()
+        self._begin_step()
         if self.policy == "learn" and self.learn_at and len(self.lessons) >= self.learn_at:
             self.learn()
 
@@ -263,7 +282,7 @@ class Guarded:
         """The step has failed: back to the points that were with the RVE before it."""
         self.active = self._committed.clone()
         self._drop_states()
-        self._step = GuardedStep()
+        self._begin_step()
 
     def learn(self, progress: bool = False) -> Any:
         """Fit the surrogate again, with the cells that the RVE has solved in converged states.
@@ -367,6 +386,21 @@ class Guarded:
                 tangent[rows, :, j] += torch.einsum("nij,nj->ni", turn, beyond[rows])
         return stress, tangent
 
+    def _begin_step(self) -> None:
+        self._step = GuardedStep()
+        # Points whose strain was suspicious on the way, and those of them that were in order after
+        # all: both keep to their kind of answer until an iteration has converged.
+        self._doubtful = torch.zeros_like(self.active)
+        self._trusted = torch.zeros_like(self.active)
+
+    def _count(self, n: int) -> None:
+        """Begin anew with other points."""
+        if len(self.active) != n:
+            self.active = torch.zeros(n, dtype=torch.bool)
+            self._committed = self.active.clone()
+            self._states = {}
+            self._begin_step()
+
     def _drop_states(self) -> None:
         """Forget the cells of points that are not with the RVE."""
         self._states = {i: s for i, s in self._states.items() if bool(self.active[i])}
@@ -397,4 +431,3 @@ class Guarded:
         if self.policy == "learn" and self._states:
             self.lessons.note(torch.stack(list(self._states.values())))
         self.report.steps.append(step)
-        self._step = GuardedStep()

@@ -146,6 +146,47 @@ def test_trial_states_do_not_ask_the_rve_and_converged_ones_do() -> None:
     assert (step.trials, step.solves, step.count, step.reviews) == (4, 4, 4, 2)
 
 
+def test_within_a_step_a_point_keeps_to_its_kind_of_answer() -> None:
+    """Or Newton's method would go round in circles between two laws."""
+    guarded = Guarded(fitted(), shared_rve(), tolerance=1.0)
+    level = torch.tensor([0.0], dtype=torch.float64)
+    guarded.estimate = lambda strain: level.expand(len(strain))  # type: ignore[method-assign]
+    x = strains(0.05, 1)
+    plain, extrapolated = fitted()(x).stress, guarded._extrapolated(x)[0]
+    assert float((plain - extrapolated).abs().max()) > 1e-3
+
+    def trial(value: float) -> torch.Tensor:
+        level.fill_(value)
+        return guarded.trial(x).stress
+
+    # Suspicious once, extrapolated until an iteration has converged; then trusted, then the RVE.
+    assert torch.equal(trial(0.5), plain)
+    for value in (1.5, 0.5, 1.5, 0.5):
+        assert torch.equal(trial(value), extrapolated)
+    assert not guarded.review(x)
+    for value in (0.5, 1.5, 0.5):
+        assert torch.equal(trial(value), plain)
+    level.fill_(1.5)
+    assert not guarded.review(x)
+    assert bool(guarded.active.all()) and guarded.review(x)
+    guarded.converged(x)
+    # A step that is given up leaves no doubt behind.
+    guarded = Guarded(fitted(), shared_rve(), tolerance=1.0, policy="clamp")
+    guarded.estimate = lambda strain: level.expand(len(strain))  # type: ignore[method-assign]
+    assert torch.equal(trial(1.5), extrapolated)
+    guarded.rejected()
+    assert torch.equal(trial(0.5), plain)
+    # Clamped points change hands twice at most.
+    level.fill_(1.5)
+    assert not guarded.review(x)
+    assert torch.equal(trial(0.5), extrapolated)
+    assert not guarded.review(x)
+    assert torch.equal(trial(1.5), plain)
+    assert not guarded.review(x)
+    assert torch.equal(trial(0.5), extrapolated)
+    assert guarded.review(x)
+
+
 def test_a_point_comes_back_only_when_its_estimate_is_well_below_the_tolerance() -> None:
     guarded = Guarded(fitted(), shared_rve(), tolerance=1.0, hysteresis=0.5)
     level = torch.tensor([0.0], dtype=torch.float64)
