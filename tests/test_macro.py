@@ -163,6 +163,19 @@ def test_linear_elasticity_equals_firedrake():
     assert difference(half, result[0].displacement) < 1e-10
 
 
+def test_hexahedra():
+    """Where Firedrake has no quadrature elements."""
+    V = problem_space(UnitCubeMesh(2, 2, 2, hexahedral=True), 1)
+    clamped, pull = DirichletBC(V, 0, 1), (0.1, 0.05, 0.0)
+    problem = MacroProblem(V, ELASTIC, bcs=clamped, tractions={2: pull}, tolerance=1e-12)
+    result = problem.solve(1, progress=False)
+    load = inner(as_vector(pull), TestFunction(V)) * ds(2)
+    measure = dx(degree=problem.system.degree)
+    u = firedrake_solution(lambda u: ELASTIC.ufl_energy(sym(grad(u))) * measure, V, clamped, load)
+    assert difference(u, result.displacement) < 1e-10
+    assert float(problem.system.weights.sum()) == pytest.approx(1.0, rel=1e-13)
+
+
 def test_neo_hookean_equals_firedrake():
     """Stretched and sheared by half its length: the energy's minimiser."""
     V = problem_space(square(4))

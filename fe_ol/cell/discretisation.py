@@ -9,9 +9,10 @@ from typing import Any
 import firedrake as fd
 import numpy as np
 import torch
-from finat.ufl import FiniteElement, TensorElement, VectorElement
+from finat.ufl import TensorElement, VectorElement
 from torch import Tensor
 
+from fe_ol.cell.points import point_element
 from fe_ol.voigt import pairs, strain_size
 from spon import fem
 from spon.fem.matrices import BatchMatrix
@@ -87,7 +88,7 @@ class Discretisation:
             raise ValueError(f"degree must be at least 1, got {degree}.")
         self.quadrature_degree = 2 * degree if quadrature_degree is None else quadrature_degree
         self.space = _space(mesh, family, degree)
-        self.scalar_element = _at_points(mesh.ufl_cell(), self.quadrature_degree)
+        self.scalar_element = point_element(mesh.ufl_cell(), self.quadrature_degree)
         self.points = fd.FunctionSpace(mesh, VectorElement(self.scalar_element, dim=self.size))
         self.weights, self.tags = self._weights(mesh, tags)
         trial = fd.TrialFunction(self.space)
@@ -273,14 +274,6 @@ def _space(mesh: Any, family: str, degree: int) -> Any:
             f"of the kind {cells}."
         )
     return fd.VectorFunctionSpace(mesh, family, degree)
-
-
-def _at_points(cell: Any, degree: int) -> FiniteElement:
-    """The element of functions that are given by their values at the quadrature points."""
-    if cell.cellname != "hexahedron":
-        return FiniteElement("Quadrature", cell, degree=degree, quad_scheme="default")
-    # Firedrake has no quadrature elements there: this one's nodes are the same Gauss points.
-    return FiniteElement("DQ", cell, degree // 2, variant="spectral")
 
 
 def _checked_dimension(mesh: Any) -> int:

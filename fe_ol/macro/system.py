@@ -14,13 +14,14 @@ import numpy as np
 import petsctools
 import torch
 import ufl
-from finat.ufl import FiniteElement, VectorElement
+from finat.ufl import VectorElement
 from firedrake import get_interpolator
 from firedrake.assemble import get_assembler
 from firedrake.petsc import DEFAULT_DIRECT_SOLVER_PARAMETERS, PETSc
 from pyadjoint import stop_annotating
 from torch import Tensor
 
+from fe_ol.cell.points import point_element
 from fe_ol.macro.conditions import Conditions, Forces
 from fe_ol.macro.points import Answer, MaterialFailure, Points
 from fe_ol.voigt import pairs
@@ -111,7 +112,7 @@ class System:
         self.dim = int(mesh.geometric_dimension)
         self.conditions, self.forces = conditions, forces
         self.comm = mesh.comm
-        scalar = FiniteElement("Quadrature", mesh.ufl_cell(), degree=degree, quad_scheme="default")
+        scalar = point_element(mesh.ufl_cell(), degree)
         c = len(pairs(self.dim, finite))
         self.components = c
         self.scalars = fd.FunctionSpace(mesh, scalar)
