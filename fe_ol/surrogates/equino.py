@@ -19,7 +19,12 @@ from fe_ol.surrogates.losses import losses_for, potential_for
 from fe_ol.surrogates.optimise import Course, Training, train
 from fe_ol.surrogates.potential import Potential
 from fe_ol.surrogates.reduced import ReducedModel
-from fe_ol.surrogates.reduced_solve import MODEL_TENSORS, ReducedSolve, reduced
+from fe_ol.surrogates.reduced_solve import (
+    ReducedSolve,
+    model_for_file,
+    model_from_file,
+    reduced,
+)
 
 __all__ = ["EquiNO"]
 
@@ -365,24 +370,17 @@ class EquiNO(Surrogate):
         fields : bool, optional
             Whether the modes at all points are kept; they make most of the file.
         """
-        tensors = {f"model.{name}": getattr(self.model, name) for name in MODEL_TENSORS}
+        facts, tensors = model_for_file(self.model, self.modes if fields else None)
         for name in ("fluctuation", "stress"):
             net: Branch = getattr(self, name)
             tensors |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
         if self.potential is not None:
             state = self.potential.state_dict()
             tensors |= {f"potential.{key}": value for key, value in state.items()}
-        if fields and self.modes is not None:
-            tensors |= {
-                f"modes.{f.name}": getattr(self.modes, f.name)
-                for f in dataclasses.fields(self.modes)
-            }
-        facts = {
+        facts |= {
             "rve": self.source,
             "box": {"center": self.reference.tolist(), "radius": self.radius},
             "correction_steps": self.correction_steps,
-            "formulation": self.model.formulation,
-            "volume": self.model.volume,
             "fluctuation": self.fluctuation.config(),
             "stress": self.stress.config(),
             "potential": None if self.potential is None else self.potential.config(),
@@ -411,13 +409,7 @@ class EquiNO(Surrogate):
             If it holds something else, or was made for another RVE; the message says what differs.
         """
         facts, tensors = store.read(path, cls.__name__)
-        laws = store.laws_from_json(facts["rve"]["laws"]) if rve is None else rve.materials
-        model = ReducedModel(
-            **{name: tensors[f"model.{name}"] for name in MODEL_TENSORS},
-            volume=facts["volume"],
-            laws=laws,
-            formulation=facts["formulation"],
-        )
+        model, modes = model_from_file(facts, tensors, rve)
         nets = {
             name: Branch.restored(facts[name], store.part(tensors, name))
             for name in ("fluctuation", "stress")
@@ -425,10 +417,6 @@ class EquiNO(Surrogate):
         potential = None
         if facts["potential"] is not None:
             potential = Potential.restored(facts["potential"], store.part(tensors, "potential"))
-        modes = None
-        if "modes.stress" in tensors:
-            names = [f.name for f in dataclasses.fields(ModeFields)]
-            modes = ModeFields(*(tensors[f"modes.{name}"] for name in names))
         self = cls(
             model=model,
             **nets,

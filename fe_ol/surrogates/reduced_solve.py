@@ -17,10 +17,10 @@ from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
 from fe_ol.surrogates.reduced import ReducedModel, ReducedState
 from fe_ol.surrogates.reduced_sensitivity import pull_back
 
-__all__ = ["MODEL_TENSORS", "ReducedSolve", "reduced"]
+__all__ = ["ReducedSolve", "model_for_file", "model_from_file", "reduced"]
 
 # What of a reduced model goes into a file.
-MODEL_TENSORS = (
+_TENSORS = (
     "weights",
     "tags",
     "strain_modes",
@@ -165,16 +165,12 @@ class ReducedSolve(Surrogate):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one file; `load` reads it. Where `start` begins is left out."""
-        facts = {
+        facts, tensors = model_for_file(self.model, self.modes)
+        facts |= {
             "rve": self.source,
             "box": {"center": self.reference.tolist(), "radius": self.radius},
-            "formulation": self.model.formulation,
-            "volume": self.model.volume,
             "tolerance": self.tolerance,
         }
-        tensors = {f"model.{name}": getattr(self.model, name) for name in MODEL_TENSORS}
-        if self.modes is not None:
-            tensors |= {f"modes.{name}": getattr(self.modes, name) for name in _FIELDS}
         store.write(path, type(self).__name__, facts, tensors)
 
     @classmethod
@@ -199,14 +195,7 @@ class ReducedSolve(Surrogate):
             If it holds something else, or was made for another RVE; the message says what differs.
         """
         facts, tensors = store.read(path, cls.__name__)
-        laws = store.laws_from_json(facts["rve"]["laws"]) if rve is None else rve.materials
-        model = ReducedModel(
-            **store.part(tensors, "model"),
-            volume=facts["volume"],
-            laws=laws,
-            formulation=facts["formulation"],
-        )
-        modes = ModeFields(**store.part(tensors, "modes")) if "modes.stress" in tensors else None
+        model, modes = model_from_file(facts, tensors, rve)
         self = cls(model, facts["rve"], facts["box"]["radius"], modes, facts["tolerance"])
         if rve is not None:
             self.require(rve)
@@ -214,6 +203,31 @@ class ReducedSolve(Surrogate):
 
 
 _FIELDS = tuple(f.name for f in dataclasses.fields(ModeFields))
+
+
+def model_for_file(
+    model: ReducedModel, modes: ModeFields | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors from which `model_from_file` makes a reduced model and its modes again."""
+    tensors = {f"model.{name}": getattr(model, name) for name in _TENSORS}
+    if modes is not None:
+        tensors |= {f"modes.{name}": getattr(modes, name) for name in _FIELDS}
+    return {"formulation": model.formulation, "volume": model.volume}, tensors
+
+
+def model_from_file(
+    facts: dict[str, Any], tensors: dict[str, Tensor], rve: Any | None
+) -> tuple[ReducedModel, ModeFields | None]:
+    """A reduced model and, if they were kept, its modes; laws of the RVE, or those of the file."""
+    laws = store.laws_from_json(facts["rve"]["laws"]) if rve is None else rve.materials
+    model = ReducedModel(
+        **store.part(tensors, "model"),
+        volume=facts["volume"],
+        laws=laws,
+        formulation=facts["formulation"],
+    )
+    modes = ModeFields(**store.part(tensors, "modes")) if "modes.stress" in tensors else None
+    return model, modes
 
 
 def reduced(
