@@ -83,7 +83,7 @@ for axis, name, values in (
 ):
     shear = rve.field(values[:, 2], "shear stress")
     colours = tripcolor(shear, axes=axis, cmap="RdBu_r")
-    axis.set_title(f"shear stress in the cell, MPa: {name}")
+    axis.set_title(f"shear stress, MPa: {name}")
     axis.set_aspect("equal")
     figure.colorbar(colours, ax=axis)
 figure.savefig(OUT / "cell.png", dpi=120, bbox_inches="tight")

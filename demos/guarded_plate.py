@@ -68,8 +68,11 @@ print(
 )
 
 # Where the cell was asked in the last step, and where the surrogate was trusted.
-for name, values in (("asked the cell", last.guarded), ("estimated error", last.estimate)):
-    field = problem.field(values, name)
+for name, values in (
+    ("share of points with the cell", last.guarded),
+    ("estimated error", last.estimate),
+):
+    field = problem.field(values, name, means=True)
     problem.plot(OUT / f"{name.replace(' ', '_')}.png", field=field)
 
 # What was asked for becomes snapshots, and the surrogate is fitted again.

@@ -316,6 +316,9 @@ def test_a_guarded_problem_is_near_to_full_fe2() -> None:
     share = problem.field(last.guarded.double(), "guarded")
     weights = problem.system.weights
     assert assemble(share * dx) == pytest.approx(float(weights[last.guarded].sum()), rel=1e-9)
+    means = problem.field(last.guarded.double(), "guarded", means=True)
+    assert assemble(means * dx) == pytest.approx(float(weights[last.guarded].sum()), rel=1e-9)
+    assert means.dat.data_ro.min() > -1e-12 and means.dat.data_ro.max() < 1 + 1e-12
     with pytest.raises(ValueError, match="36 quadrature points of this process, got 3"):
         problem.field(torch.zeros(3), "guarded")
 

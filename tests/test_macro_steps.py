@@ -272,7 +272,7 @@ if mesh.comm.size == 2:
     else:
         raise SystemExit("a file of one process was taken")
 if mesh.comm.rank == 0:
-    print("numbers", json.dumps([float(v) for v in numbers]))
+    print("numbers " + json.dumps([float(v) for v in numbers]))
 """
 
 

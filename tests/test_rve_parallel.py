@@ -46,7 +46,7 @@ except NoEquilibriumError as error:
     assert "Cell number 1" in str(error), error
     assert world.rank == 1 or "Process 1 failed" in str(error), error
     print("heard of it")
-print("the same", len(shared))
+print("the same " + str(len(shared)))  # in one piece: two processes write to one pipe
 """
 
 

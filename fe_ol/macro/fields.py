@@ -63,7 +63,7 @@ def von_mises(stress: Tensor, dim: int, strain: Tensor | None = None) -> Tensor:
     return (1.5 * deviator.square().sum((1, 2))).sqrt()
 
 
-def smooth(system: System, values: Tensor, name: str) -> Any:
+def smooth(system: System, values: Tensor, name: str, degree: int | None = None) -> Any:
     """Values at the points as a discontinuous polynomial in each cell, by least squares.
 
     Parameters
@@ -72,14 +72,16 @@ def smooth(system: System, values: Tensor, name: str) -> Any:
     values : Tensor, shape (n,) or (n, k)
         At the points of this process.
     name : str
+    degree : int, optional
+        One below that of the displacement by default.
 
     Returns
     -------
     Function
-        One degree below the displacement.
     """
     size = 1 if values.ndim == 1 else values.shape[1]
-    degree = max(int(system.space.ufl_element().degree()) - 1, 0)
+    if degree is None:
+        degree = max(int(system.space.ufl_element().degree()) - 1, 0)
     mesh = system.space.mesh().unique()
     with stop_annotating():
         family = "DG" if mesh.ufl_cell().cellname in ("triangle", "tetrahedron") else "DQ"

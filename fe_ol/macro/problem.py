@@ -282,7 +282,7 @@ class MacroProblem:
             f.dat.data_wo[:] = self._equivalent().numpy()
         return f
 
-    def field(self, values: torch.Tensor, name: str) -> Any:
+    def field(self, values: torch.Tensor, name: str, means: bool = False) -> Any:
         """Values at the quadrature points as a Function to draw or to write.
 
         Parameters
@@ -290,11 +290,13 @@ class MacroProblem:
         values : Tensor, shape (n,) or (n, k)
             At the points of this process, in the order in which the materials are asked.
         name : str
+        means : bool, optional
+            The mean in each cell, which stays within the bounds of the values.
 
         Returns
         -------
         Function
-            Polynomials in each cell, fitted by least squares.
+            Polynomials in each cell, fitted by least squares, or the means.
 
         Raises
         ------
@@ -308,7 +310,7 @@ class MacroProblem:
                 f"{len(values)}."
             )
         with stop_annotating():
-            return smooth(self.system, values.double(), name)
+            return smooth(self.system, values.double(), name, degree=0 if means else None)
 
     def write_vtk(self, path: str | os.PathLike[str]) -> Path:
         """Write displacement, stress, strain and von Mises stress for ParaView.
