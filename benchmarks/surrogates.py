@@ -181,12 +181,28 @@ def accuracy(quick, grids):
             "POD and radial basis functions",
             *timed(lambda: fe_ol.Interpolation.fit(rve, snapshots, modes=modes)),
         )
+        for name, fit in fluctuations(rve, snapshots, quick).items():
+            add(name, *timed(fit))
         more, epochs = (30, 30) if quick else (1000, 2000)
         add(
             f"black box, {more} solves",
             *timed(lambda: fe_ol.BlackBox.fit(rve, n=more, progress=False, epochs=epochs)),
         )
     return rows
+
+
+def fluctuations(rve, snapshots, quick):
+    """Fits of the networks that give the fluctuation alone, and leave the stress to the laws."""
+    fast = {"epochs": 2, "samples": 20} if quick else {}
+    vpionet = {"radius": RADIUS, "progress": False, **fast}
+    published = {"energy": "published", "homogenisation": "mean"}
+    return {
+        "VPIONet, no snapshots": lambda: fe_ol.VPIONet.fit(rve, **vpionet),
+        "VPIONet, published loss": lambda: fe_ol.VPIONet.fit(rve, **vpionet, **published),
+        "spon's Spectral on the cell": lambda: fe_ol.FieldNetwork.fit(
+            rve, snapshots, progress=False, **fast
+        ),
+    }
 
 
 ABLATION = {
@@ -239,18 +255,23 @@ def ablation(quick, grids):
     return [*rows, row]
 
 
+FIXED = {"snapshots": 200, "modes": 16}
+
+
 def curves(quick, grids):
-    """Error against the number of modes and of snapshots."""
+    """Error against the number of snapshots and of modes.
+
+    The two kinds without modes are fitted for each number of snapshots, VPIONet once.
+    """
     k = 3 if quick else 1
     rve, _, truth, _, _ = data(k, quick, grids, count=4)
-    plans = [(16, n) for n in ((10, 20) if quick else (25, 50, 100, 200, 400))]
-    plans += [(m, 20 if quick else 200) for m in ((4,) if quick else (4, 8, 12, 24, 32, 48))]
-    fast = {"epochs": 20, "samples": 300} if quick else {}
+    plans = [(16, n) for n in ((25,) if quick else (25, 50, 100, 200, 400))]
+    plans += [(m, 200) for m in (() if quick else (4, 8, 12, 24, 32, 48))]
+    fast = {"epochs": 2, "samples": 30} if quick else {}
     rows = []
     for modes, n in plans:
         some = fe_ol.Snapshots.sample(rve, n, radius=RADIUS, seed=0, progress=False)
-        modes = min(modes, n - 4)
-        facts = {"part": "curves", "cell": f"RVE{k}", "modes": modes, "snapshots": n}
+        facts = {"part": "curves", "cell": f"RVE{k}", "snapshots": n}
         kinds = {
             "reduced solve": lambda some=some, m=modes: fe_ol.ReducedSolve.fit(
                 rve, some, modes=m, points=16 * m
@@ -262,15 +283,34 @@ def curves(quick, grids):
                 rve, some, modes=m
             ),
         }
-        if modes == 16 or quick:
-            kinds["black box"] = lambda n=n, some=some: fe_ol.BlackBox.fit(
-                rve, strain=some.strain, progress=False, epochs=20 if quick else 2000
-            )
         print(f"{modes} modes, {n} snapshots", flush=True)
         for name, fit in kinds.items():
-            surrogate, seconds = timed(fit)
-            rows.append(row_of(name, rve, surrogate, truth, seconds, **facts))
+            rows.append(row_of(name, rve, *_fitted(fit, truth), **facts, modes=modes))
+        if modes != FIXED["modes"]:
+            continue
+        kinds = {
+            "black box": lambda some=some: fe_ol.BlackBox.fit(
+                rve, strain=some.strain, progress=False, epochs=20 if quick else 2000
+            ),
+            "spon's Spectral on the cell": fluctuations(rve, some, quick)[
+                "spon's Spectral on the cell"
+            ],
+        }
+        for name, fit in kinds.items():
+            rows.append(row_of(name, rve, *_fitted(fit, truth), **facts, modes=None))
+    fit = fluctuations(rve, some, quick)["VPIONet, no snapshots"]
+    rows.append(
+        row_of(
+            "VPIONet, no snapshots", rve, *_fitted(fit, truth),
+            part="curves", cell=f"RVE{k}", snapshots=None, modes=None,
+        )
+    )  # fmt: skip
     return rows
+
+
+def _fitted(fit, truth):
+    surrogate, seconds = timed(fit)
+    return surrogate, truth, seconds
 
 
 PARTS = {"accuracy": accuracy, "ablation": ablation, "curves": curves}
@@ -287,6 +327,7 @@ def main():
             settings = {
                 "radius": RADIUS, "snapshots": COUNT, "modes": MODES,
                 "grids": "published" if args.grids else "meshes/",
+                **{f"fixed_{what}": count for what, count in FIXED.items()},
             }  # fmt: skip
             label = "surrogates" if args.part is None else f"surrogates-{args.part}"
             write(label, rows, settings, args.output, args.quick)

@@ -288,7 +288,7 @@ def test_missing_files_are_named(folder, tmp_path):
         (["-o", "epochs=3", "-o", "epochs=4"], "--option gives 'epochs' twice."),
         (["-o", "seed=3"], "EquiNO.fit has no option 'seed'"),
         (["--kind", "blackbox", "--modes", "3"], "BlackBox has no modes: leave out --modes."),
-        (["--export", "cell.onnx"], "--export writes files that end in .pt2, got 'cell.onnx'."),
+        (["--export", "cell.pt"], "The file's name must end in .pt2 or .onnx, got 'cell.pt'."),
         (["--export", "c.pt2", "--kind", "reduced"], "--export works for ('EquiNO', 'BlackBox')"),
         (["--export", "c.pt2", "-o", "correction_steps=1"], "leave out correction_steps"),
         (["--degree", "2"], "The snapshots are of another RVE"),

@@ -24,7 +24,7 @@ from fe_ol.cli.checked import checked, parsed, takes
 from fe_ol.cli.pictures import draw_courses
 from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates.branch import Architecture
-from fe_ol.surrogates.export import export
+from fe_ol.surrogates.export import export, require_format
 from fe_ol.surrogates.kinds import KINDS
 from fe_ol.surrogates.optimise import Course, Training
 
@@ -70,7 +70,7 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
     export_to: Annotated[
         Path | None,
-        typer.Option("--export", help="Write stress and tangent as a torch.export program, .pt2."),
+        typer.Option("--export", help="Write stress and tangent for other codes: a torch.export program, .pt2, or .onnx."),
     ] = None,
     degree: Degree = None,
     family: Family = None,
@@ -131,8 +131,7 @@ def _require_exportable(name: str, options: dict[str, Any], path: Path) -> None:
     # export() says the same, but after the training.
     if name not in _EXPORTED:
         raise ValueError(f"--export works for {_EXPORTED}, not for {name}.")
-    if path.suffix != ".pt2":
-        raise ValueError(f"--export writes files that end in .pt2, got {str(path)!r}.")
+    require_format(path)
     if options.get("correction_steps"):
         raise ValueError("--export writes the network alone: leave out correction_steps.")
 

@@ -17,7 +17,7 @@ from fe_ol.surrogates.blackbox import BlackBox
 from fe_ol.surrogates.equino import EquiNO
 from spon.history import replaced
 
-__all__ = ["export"]
+__all__ = ["export", "require_format"]
 
 _SUFFIXES = (".pt2", ".onnx")
 _FOR_ONNX = ("onnx", "onnxscript")
@@ -89,11 +89,7 @@ def export(surrogate: Any, path: str | os.PathLike[str]) -> None:
             f"The surrogate has correction_steps={surrogate.correction_steps}, which evaluate the "
             "laws: set it to 0 to export the network alone."
         )
-    suffix = Path(path).suffix
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"The file's name must end in .pt2 or .onnx, got {os.fspath(path)!r}.")
-    if suffix == ".onnx":
-        _require_onnx()
+    require_format(path)
     example = surrogate.reference + 0.1 * surrogate.radius * torch.ones(
         11, surrogate.components, dtype=torch.float64
     )
@@ -102,15 +98,27 @@ def export(surrogate: Any, path: str | os.PathLike[str]) -> None:
             _Program(surrogate), (example,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)
         )
     with replaced(path) as temporary:
-        if suffix == ".pt2":
+        if Path(path).suffix == ".pt2":
             torch.export.save(program, temporary)
         else:
             _write_onnx(program, temporary)
 
 
-def _require_onnx() -> None:
+def require_format(path: str | os.PathLike[str]) -> None:
+    """Refuse a name whose ending is not known, and ONNX without what writes it.
+
+    Raises
+    ------
+    ValueError
+        If the name ends otherwise.
+    ImportError
+        If a package is missing.
+    """
+    suffix = Path(path).suffix
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"The file's name must end in .pt2 or .onnx, got {os.fspath(path)!r}.")
     missing = [name for name in _FOR_ONNX if importlib.util.find_spec(name) is None]
-    if missing:
+    if suffix == ".onnx" and missing:
         raise ImportError(
             f"To write ONNX takes {' and '.join(missing)}, which cannot be imported: install the "
             'extra, pip install "spon[onnx]", or export to a name that ends in .pt2.'
