@@ -6,14 +6,14 @@ with prescribed displacements.
 
 Full FE² starts every cell from its last fluctuation, takes the factorisation of its last Newton
 iteration for the tangent, and orders the unknowns once for all factorisations; or it has one
-factorisation for all cells, as preconditioner of conjugate gradients, where that is faster. Errors are against
-it at the end of the tenth step, which it takes in full, from FE-OL's answer to the ninth (cells are
-elastic, so that the end does not depend on the path). Ten steps of it would take hours. Their time
-is that of the cells' answers to the strains of the tenth step, at some of the points, one strain
-after the other as in the simulation, times the number of answers that ten steps need; for the cells
-of ``meshes/``, on which errors are measured, and for cells as fine as the published ones
-(``--grids`` or gmsh), with an EquiNO of their own, whose stress is compared at these points. Both
-sides run on one core.
+factorisation for all cells, as preconditioner of conjugate gradients, where that is faster. Errors
+are against it at the end of the tenth step, which it takes in full, from FE-OL's answer to the
+ninth (cells are elastic, so that the end does not depend on the path). Ten steps of it would take
+hours. Their time is that of the cells' answers to the strains of the tenth step, at some of the
+points, one strain after the other as in the simulation, times the number of answers that ten steps
+need; for the cells of ``meshes/``, on which errors are measured, and for cells as fine as the
+published ones (``--grids`` or gmsh), with an EquiNO of their own, whose stress is compared at these
+points. Both sides run on one core.
 
     python benchmarks/fe2.py [--quick] [--only cook|lprofile|holes] [--grids FOLDER]
 """

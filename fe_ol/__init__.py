@@ -17,6 +17,7 @@ from fe_ol.materials import (
     PlaneStress,
     Response,
 )
+from fe_ol.objective import Objective
 from fe_ol.rve import RVE, Solutions
 from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates import (
@@ -49,6 +50,7 @@ __all__ = [
     "NeoHookean",
     "NoEquilibriumError",
     "NonlinearElastic",
+    "Objective",
     "PlaneStress",
     "ReducedSolve",
     "Response",

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-__all__ = ["sample_strains"]
+__all__ = ["sample_strains", "sample_stretches"]
 
 _METHODS = ("lhs", "sobol", "laplace")
 
@@ -54,6 +54,30 @@ def sample_strains(
     else:
         unit = np.stack([_laplace(np.random.default_rng([seed, i]), components) for i in range(n)])
     return torch.from_numpy(radius * (2 * unit - 1))
+
+
+def sample_stretches(
+    n: int, dim: int, radius: float = 0.04, seed: int = 0, method: str = "lhs"
+) -> Tensor:
+    """Symmetric changes of the identity: right stretch tensors are it plus one of these.
+
+    Parameters
+    ----------
+    n : int
+    dim : int
+    radius, seed, method
+        As in `sample_strains`, of the 3 or 6 different entries.
+
+    Returns
+    -------
+    Tensor, shape (n, dim * dim)
+        Row by row.
+    """
+    rows, columns = torch.triu_indices(dim, dim)
+    entries = sample_strains(n, len(rows), radius, seed, method)
+    out = torch.zeros(n, dim, dim, dtype=torch.float64)
+    out[:, rows, columns] = out[:, columns, rows] = entries
+    return out.flatten(1)
 
 
 def _laplace(rng: np.random.Generator, components: int) -> np.ndarray:

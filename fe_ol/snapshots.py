@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fe_ol.identity import compare_identities, identity, joined_identities, varied
-from fe_ol.sampling import sample_strains
+from fe_ol.sampling import sample_strains, sample_stretches
 from fe_ol.voigt import rest_strain
 from spon.fem.problem import SOLVE_FAILURES
 from spon.history import replaced
@@ -54,6 +54,8 @@ class Snapshots:
         The samples that could not be solved, with the solver's message.
     rve : dict
         What the RVE was: see `fe_ol.identity.identity`, and `joined_identities` for `joined` ones.
+    stretches : bool
+        Whether the deformation gradients are right stretch tensors, for `Objective` materials.
     """
 
     strain: Tensor
@@ -66,6 +68,7 @@ class Snapshots:
     indices: list[int] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     rve: dict[str, Any] = field(default_factory=dict)
+    stretches: bool = False
 
     def __len__(self) -> int:
         return len(self.strain)
@@ -110,7 +113,24 @@ class Snapshots:
             indices=[*self.indices, *range(first, first + len(strain))],
             failures=self.failures,
             rve=self.rve,
+            stretches=self.stretches,
         )
+
+    def draw(self, n: int, seed: int) -> Tensor:
+        """Further strains of the same box, stretches where these are.
+
+        Parameters
+        ----------
+        n : int
+        seed : int
+
+        Returns
+        -------
+        Tensor, shape (n, c)
+        """
+        dim, finite = int(self.rve["dim"]), bool(self.rve["finite"])
+        reference = rest_strain(dim, finite)
+        return reference + _samples(n, dim, reference, self.radius, seed, "lhs", self.stretches)
 
     @classmethod
     def joined(cls, parts: Sequence[Snapshots]) -> Snapshots:
@@ -139,6 +159,8 @@ class Snapshots:
         first, radii = parts[0], sorted({part.radius for part in parts})
         if len(radii) > 1:
             raise ValueError(f"Joined snapshots need one box of strains, got the radii {radii}.")
+        if len({part.stretches for part in parts}) > 1:
+            raise ValueError("Snapshots of stretches and of deformation gradients do not join.")
         arrays = {name: torch.cat([getattr(p, name) for p in parts]) for name in _ARRAYS}
         return cls(
             **arrays,
@@ -148,6 +170,7 @@ class Snapshots:
             indices=list(range(len(arrays["strain"]))),
             failures=[failure for part in parts for failure in part.failures],
             rve=rve,
+            stretches=first.stretches,
         )
 
     @classmethod
@@ -161,6 +184,7 @@ class Snapshots:
         path: str | os.PathLike[str] | None = None,
         progress: bool = True,
         comm: Any | None = None,
+        stretches: bool = False,
     ) -> Snapshots:
         """Sample strains and solve the RVE for each of them.
 
@@ -181,6 +205,9 @@ class Snapshots:
         comm : mpi4py communicator, optional
             Its processes share the solves; the RVE's mesh must live on ``COMM_SELF`` of each.
             Needs a `path`. One process by default.
+        stretches : bool, optional
+            At finite strain: sample right stretch tensors, symmetric ones, for a surrogate that
+            `Objective` turns with the body.
 
         Returns
         -------
@@ -204,8 +231,15 @@ class Snapshots:
         if comm.size > 1 and path is None:
             raise ValueError("Several processes share their solves through files: give a path.")
         reference = rest_strain(rve.dim, rve.finite)
-        strain = reference + sample_strains(n, len(reference), radius, seed, method)
+        if stretches and not rve.finite:
+            raise ValueError(
+                "Stretches are of finite strain, the laws of this RVE are of small strains, which "
+                "know no rotations: leave out stretches."
+            )
+        strain = reference + _samples(n, rve.dim, reference, radius, seed, method, stretches)
         run = {"n": n, "radius": radius, "seed": seed, "method": method, "rve": identity(rve)}
+        if stretches:  # runs that were begun before there were any go on
+            run["stretches"] = True
         if path is None:
             solved = {
                 i: _solve(rve, strain[i]) for i in tqdm(range(n), "rve", disable=not progress)
@@ -253,6 +287,7 @@ class Snapshots:
             indices=list(good),
             failures=failures,
             rve=run["rve"],
+            stretches=run.get("stretches", False),
         )
 
     @classmethod
@@ -263,6 +298,8 @@ class Snapshots:
             for key in ("radius", "seed", "method")
             if getattr(found, key) != run[key]
         ]
+        if found.stretches != run.get("stretches", False):
+            lines.append(f"stretches is {found.stretches}, not {not found.stretches}")
         if len(found) + len(found.failures) != run["n"]:
             lines.append(f"n is {len(found) + len(found.failures)}, not {run['n']}")
         lines += compare_identities(found.rve, run["rve"])
@@ -313,6 +350,7 @@ class Snapshots:
             "indices": self.indices,
             "failures": self.failures,
             "rve": self.rve,
+            "stretches": self.stretches,
         }
         with replaced(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION
@@ -351,6 +389,14 @@ class Snapshots:
         facts["failures"] = [(i, message) for i, message in facts["failures"]]
         values: dict[str, Any] = {**arrays, **facts}
         return cls(**values)
+
+
+def _samples(
+    n: int, dim: int, reference: Tensor, radius: float, seed: int, method: str, stretches: bool
+) -> Tensor:
+    if stretches:
+        return sample_stretches(n, dim, radius, seed, method)
+    return sample_strains(n, len(reference), radius, seed, method)
 
 
 def _solve(rve: Any, strain: Tensor) -> dict[str, np.ndarray] | str:

@@ -16,6 +16,7 @@ from fe_ol.macro.parameters import trainable
 from fe_ol.macro.points import Points
 from fe_ol.macro.steps import ArcLength
 from fe_ol.macro.system import System
+from fe_ol.objective import Objective
 from fe_ol.surrogates.base import Surrogate
 from spon.fem import mesh_of
 from spon.fem.spaces import name_of
@@ -68,6 +69,8 @@ def _together(system: System, mine: str) -> str:
 def _material(material: Any) -> Any:
     """Class and parameters, as far as they are known."""
     name = type(material).__name__
+    if isinstance(material, Objective):
+        return {name: _material(material.material)}
     if dataclasses.is_dataclass(material):
         fields = {f.name: getattr(material, f.name) for f in dataclasses.fields(material) if f.init}
         return {name: {key: _value(value) for key, value in fields.items()}}

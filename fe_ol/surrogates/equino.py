@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fe_ol.identity import describe_law
-from fe_ol.snapshots import Snapshots, sample_strains
+from fe_ol.snapshots import Snapshots
 from fe_ol.surrogates import store
 from fe_ol.surrogates.base import LocalFields, ModeFields, Surrogate
 from fe_ol.surrogates.branch import Architecture, Branch
@@ -180,15 +180,14 @@ class EquiNO(Surrogate):
         architecture = architecture or Architecture()
         training = training or Training()
         radius, laws = snapshots.radius, model.laws.laws
-        c = len(model.reference)
         # The samples' seed is not the snapshots', even where the user's are the same.
-        box = sample_strains(training.samples, c, radius, seed + 7919)
+        strain = snapshots.draw(training.samples, seed + 7919)
         if architecture.odd is None:
             odd = are_odd(laws, model.reference, radius)
             architecture = dataclasses.replace(architecture, odd=odd)
         # What the networks learn does not change with the laws, also where these may.
         with torch.no_grad():
-            losses = losses_for(model, model.reference + box, architecture, training)
+            losses = losses_for(model, strain, architecture, training)
             slopes = {"fluctuation": model.linear[0], "stress": model.linear[1]}
             nets = nn.ModuleDict(
                 {
@@ -201,7 +200,7 @@ class EquiNO(Surrogate):
             tasks, potential = list(losses.tasks(nets)), None
             if architecture.head == "energy":
                 potential, task = potential_for(
-                    model, model.reference + box, radius, architecture, training, seed + 2
+                    model, strain, radius, architecture, training, seed + 2
                 )
                 tasks.append(task)
         courses = {}
