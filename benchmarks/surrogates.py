@@ -298,7 +298,7 @@ def curves(quick, grids):
                 rve, strain=some.strain, progress=False, epochs=20 if quick else 2000
             ),
         }
-        if n in (25, 100, 400):
+        if n in (25, 100):
             name = "spon's Spectral on the cell"
             kinds[name] = fluctuations(rve, some, quick)[name]
         for name, fit in kinds.items():

@@ -76,13 +76,14 @@ print(
 
 # Inside the cell at the point of the largest strain: EquiNO's field and the true one.
 fields = surrogate.fields(strains[worst][None])
+limit = float(truth.stress[-1, :, 2].abs().max())
 figure, axes = plt.subplots(1, 2, figsize=(11, 5))
 for axis, name, values in (
     (axes[0], "EquiNO", fields.stress[0]),
     (axes[1], "finite elements", truth.stress[-1]),
 ):
     shear = rve.field(values[:, 2], "shear stress")
-    colours = tripcolor(shear, axes=axis, cmap="RdBu_r")
+    colours = tripcolor(shear, axes=axis, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set_title(f"shear stress, MPa: {name}")
     axis.set_aspect("equal")
     figure.colorbar(colours, ax=axis)
