@@ -70,7 +70,10 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
     export_to: Annotated[
         Path | None,
-        typer.Option("--export", help="Write stress and tangent for other codes: a torch.export program, .pt2, or .onnx."),
+        typer.Option(
+            "--export",
+            help="Write stress and tangent for other codes: a torch.export program, .pt2, or .onnx.",
+        ),
     ] = None,
     degree: Degree = None,
     family: Family = None,

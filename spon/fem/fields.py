@@ -1,0 +1,235 @@
+"""Divergence-free and curl-free fields: potential, harmonic fields, and particular fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from firedrake import FunctionSpace, TestFunction, TrialFunction, curl, dx, grad, inner, interpolate
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from spon.fem.complexes import (
+    Complex,
+    complex_of,
+    harmonic_fields,
+    measure_of,
+    potential_conditions,
+)
+from spon.fem.constraints import essential_values
+from spon.fem.maps import sparse_map
+from spon.fem.spaces import mesh_of
+from spon.promises import GradientTraces, Particular, Potential
+from spon.sparse import SparseMap
+
+__all__ = ["Kernel"]
+
+
+class Kernel:
+    """All fields with zero divergence (or curl) and zero traces where those are prescribed.
+
+    Parameters
+    ----------
+    U : FunctionSpace
+    bcs : sequence of DirichletBC on `U`
+    divergence : bool
+        Divergence or curl.
+
+    Attributes
+    ----------
+    latent : FunctionSpace
+        Of the potentials.
+    bcs : list of DirichletBC on `latent`
+    potential : Potential
+    particular : Particular or GradientTraces
+    unreached : int
+        Number of independent harmonic fields whose amount cannot be read off a potential.
+    """
+
+    def __init__(self, U: Any, bcs: Sequence[Any], divergence: bool) -> None:
+        self.complex = s = complex_of(U, divergence)
+        self.divergence, self.given = divergence, list(bcs)
+        self.gdim = int(mesh_of(U).geometric_dimension)
+        self.latent = s.potential
+        self.bcs = potential_conditions(s.potential, bcs)
+        self.trace, self.traces = essential_values(U, bcs)
+        self.fixed, _ = essential_values(s.potential, self.bcs)
+        self.free = np.flatnonzero(~self.trace)
+        leak = s.first[self.trace][:, ~self.fixed]
+        if leak.nnz and abs(leak).max() > 1e-10 * abs(s.first).max():
+            raise ValueError(
+                "The prescribed traces are not those of whole facets: give boundary tags to the "
+                "conditions, not parts of them."
+            )
+        self.closed = bool(np.abs(s.second[:, self.free].sum(axis=0)).max() < 1e-11 * _norm(s))
+        # The derivative is onto its space, up to a constant, but for curls in 3D.
+        self.saddle = self._saddle() if divergence or self.gdim == 2 else None
+        self.particular = self.saddle or GradientTraces(s.first, s.mass, self.trace, self.fixed)
+        self.harmonic = self._harmonic()
+        reading, second = self._reading(), None
+        self.unreached = self.harmonic.shape[1] - self._rank(reading)
+        if self.unreached:
+            second = self._second_space()
+            more = self._projections(second[0], second[1])
+            self.unreached = self.harmonic.shape[1] - self._rank(np.hstack([reading, more]))
+            reading = np.hstack([reading, more])
+            self.latent = s.potential * second[0]
+            self.bcs = potential_conditions(self.latent.sub(0), bcs)
+        idle = reading.shape[1] - s.potential.dim()
+        self.potential = Potential(
+            SparseMap(sp.hstack([s.first, sp.csr_matrix((U.dim(), idle))], format="csr")),
+            torch.from_numpy(np.append(~self.fixed, np.zeros(idle, bool))),
+            torch.from_numpy(self.harmonic),
+            torch.from_numpy(reading),
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the space, where its derivative maps onto the last one of the sequence."""
+        return len(self.free) - self.complex.last.dim() + self.closed
+
+    def _saddle(self) -> Particular:
+        s, free = self.complex, self.free
+        rows = np.arange(int(self.closed), s.last.dim())
+        down = s.second[rows]
+        system = sp.bmat(
+            [[s.mass[free][:, free], down[:, free].T], [down[:, free], None]], format="csc"
+        )
+        held = sp.csr_matrix(sp.vstack([s.mass[free], down]) @ sp.diags(self.trace.astype(float)))
+        w = TestFunction(s.last)
+        moments = sparse_map(inner(TrialFunction(s.last), w) * dx).to_scipy()
+        load = sp.vstack([sp.csr_matrix((len(free), s.last.dim())), moments[rows]], format="csr")
+        balance = even = None
+        if self.closed:
+            weights = np.asarray(moments.sum(axis=0)).ravel()
+            normal = np.asarray(s.second.sum(axis=0)).ravel() * self.trace
+            balance = (torch.from_numpy(normal), torch.from_numpy(weights))
+            even = torch.from_numpy(np.append(np.zeros(len(free)), weights[rows] / weights.sum()))
+        trace = torch.from_numpy(self.trace)
+        return Particular(
+            system, SparseMap(held), SparseMap(load), torch.from_numpy(free), balance, even, trace,
+            s.what,
+        )  # fmt: skip
+
+    def _harmonic(self) -> np.ndarray:
+        s = self.complex
+        if self.gdim == 2:
+            # The range of the potentials is as large as their number, or one less for a constant.
+            reached = int((~self.fixed).sum()) - (not self.fixed.any())
+            if reached == self.dimension:
+                return np.zeros((s.field.dim(), 0))
+        found = harmonic_fields(s, self.trace, self.fixed)
+        if self.saddle is None or not found.shape[1]:
+            return found
+        # Inverse iteration leaves their derivative at the root of round-off.
+        for _ in range(2):
+            found = self.smallest(s.mass @ found)
+        r = np.linalg.cholesky(found.T @ (s.mass @ found))
+        return np.linalg.solve(r, found.T).T
+
+    def _reading(self) -> np.ndarray:
+        """Amounts of the harmonic fields, as projections of fields that a potential gives.
+
+        Their sum does not depend on the basis, so that it means the same on every mesh.
+        """
+        if self.gdim == 2:
+            return self._projections(self.complex.potential, lambda p: grad(p) + curl(p))
+        as_it_is = self.divergence
+        return self._projections(self.complex.potential, lambda p: p if as_it_is else grad(p))
+
+    def _second_space(self) -> tuple[Any, Any]:
+        """A second potential for what the first cannot know: the other half of Helmholtz."""
+        P = self.complex.potential
+        if self.gdim == 2:
+            return P, (grad if self.divergence else curl)
+        mesh, degree = mesh_of(P), P.ufl_element().degree()
+        if self.divergence:
+            return FunctionSpace(mesh, "CG", degree), grad
+        return FunctionSpace(mesh, "N1curl", degree), lambda p: p
+
+    def _projections(self, P: Any, field: Any) -> np.ndarray:
+        if not self.harmonic.shape[1]:
+            return np.zeros((0, P.dim()))
+        form = inner(field(TrialFunction(P)), TestFunction(self.complex.field)) * dx
+        return (sparse_map(form).to_scipy().T @ self.harmonic).T
+
+    def _rank(self, reading: np.ndarray) -> int:
+        """How many harmonic fields can be set while the other part of the field stays."""
+        if not len(reading):
+            return 0
+        P = self.complex.potential
+        columns = [reading[:, : P.dim()][:, self.fixed], reading[:, P.dim() :]]
+        if self.gdim == 3 and self.divergence:
+            # The curl does not see gradients.
+            Q = FunctionSpace(mesh_of(P), "CG", P.ufl_element().degree())
+            gradient = sparse_map(interpolate(grad(TrialFunction(Q)), P)).to_scipy()
+            zero, _ = essential_values(Q, potential_conditions(Q, self.given))
+            columns.append(reading[:, : P.dim()] @ gradient[:, ~zero])
+        kernel = np.hstack(columns)
+        size = np.linalg.norm(reading)
+        return int(np.linalg.matrix_rank(kernel, tol=1e-8 * size)) if kernel.shape[1] else 0
+
+    def smallest(self, moments: np.ndarray) -> np.ndarray:
+        """Riesz representations in the space: its fields with these moments.
+
+        Parameters
+        ----------
+        moments : array, shape (dim, m)
+
+        Returns
+        -------
+        array, shape (dim, m)
+        """
+        result = np.zeros(moments.shape)
+        if self.saddle is not None:
+            right = np.zeros((self.saddle.inverse.size, moments.shape[1]))
+            right[: len(self.free)] = moments[self.free]
+            lu, system = self.saddle.inverse, self.saddle.system
+            y = lu(torch.from_numpy(right))
+            y = y + lu(torch.from_numpy(right) - system(y))
+            result[self.free] = y.numpy()[: len(self.free)]
+            return result
+        up = self.complex.first[:, ~self.fixed]
+        result = up @ self._stiffness().solve(up.T @ moments)
+        return result + self.harmonic @ (self.harmonic.T @ moments)
+
+    def _stiffness(self) -> Any:
+        """Factorisation of the energy of the potentials, made regular."""
+        s = self.complex
+        up = s.first[:, ~self.fixed]
+        p = TestFunction(s.potential)
+        mass = sparse_map(inner(TrialFunction(s.potential), p) * dx).to_scipy()
+        mass = mass[~self.fixed][:, ~self.fixed]
+        energy = up.T @ s.mass @ up
+        shift = 1e-8 * energy.diagonal().sum() / mass.diagonal().sum()
+        return splu(sp.csc_matrix(energy + shift * mass))
+
+    def pull_back(self, u: Tensor) -> Tensor:
+        """Potentials whose fields are near to some fields: of the right size, which is all.
+
+        Parameters
+        ----------
+        u : Tensor, shape (batch, dim)
+
+        Returns
+        -------
+        Tensor, shape (batch, latent.dim())
+        """
+        s = self.complex
+        fields = u.detach().cpu().double().numpy()
+        right = (fields @ s.mass) @ s.first[:, ~self.fixed]
+        x = np.zeros((len(u), self.latent.dim()))
+        n = s.potential.dim()
+        x[:, :n][:, ~self.fixed] = self._stiffness().solve(np.ascontiguousarray(right.T)).T
+        measure = measure_of(mesh_of(s.field))
+        energy = np.einsum("bi,bi->b", fields @ s.mass, fields) / measure
+        # The second potential by its unit: a field times a length.
+        x[:, n:] = np.sqrt(energy)[:, None] * measure ** (1.0 / self.gdim)
+        return torch.from_numpy(x).to(u)
+
+
+def _norm(s: Complex) -> float:
+    return float(abs(s.second).max())
