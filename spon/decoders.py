@@ -113,13 +113,14 @@ class Decoder(nn.Module):
             divergence_free, curl_free, divergence, mean, tuple(integrals or ()),
             dict(flux or {}), bounds, symmetric,
         )  # fmt: skip
-        self._kept: KeptPromises | None = None
+        # What was made of the promises; None if there are none.
+        self.kept: KeptPromises | None = None
         self._pipeline: Pipeline | None = None
         self.latent, self.latent_bcs = U, self.bcs
         if not self.promises.empty:
-            self._kept = KeptPromises(U, self.bcs, mask, values, self.promises)
-            self._pipeline = self._kept.pipeline
-            self.latent, self.latent_bcs = self._kept.latent, self._kept.latent_bcs
+            self.kept = KeptPromises(U, self.bcs, mask, values, self.promises)
+            self._pipeline = self.kept.pipeline
+            self.latent, self.latent_bcs = self.kept.latent, self.kept.latent_bcs
 
     def forward(self, x: Tensor, boundary: Tensor | None = None, **given: Any) -> Tensor:
         """Make a batch of functions that keep the promises.
@@ -160,11 +161,11 @@ class Decoder(nn.Module):
                     f"Got boundary data for {len(boundary)} samples and {len(x)} samples."
                 )
             values = boundary.to(x)
-        if self._pipeline is None or self._kept is None:
+        if self._pipeline is None or self.kept is None:
             if given:
                 raise ValueError(f"Got {', '.join(given)} for a decoder without promises.")
             return torch.where(self.constrained, values, x)
-        kept = self._kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
+        kept = self.kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
         exact = self._exact_values.to(x.device) if boundary is None else boundary.to(x.device)
         u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept)
         u = u if x.ndim == 2 else u[0]
@@ -173,7 +174,7 @@ class Decoder(nn.Module):
     @property
     def divergence_space(self) -> Any:
         """Where the divergence lives: the space of `divergence` at a call; None if not promised."""
-        return None if self._kept is None else self._kept.divergence_space
+        return None if self.kept is None else self.kept.divergence_space
 
     @property
     def unreached(self) -> int:
@@ -181,7 +182,7 @@ class Decoder(nn.Module):
 
         More than zero only on periodic meshes, for constant flows around the period.
         """
-        kernel = None if self._kept is None else self._kept.kernel
+        kernel = None if self.kept is None else self.kept.kernel
         return 0 if kernel is None else kernel.unreached
 
     def pull_back(self, u: Tensor) -> Tensor:
@@ -195,7 +196,7 @@ class Decoder(nn.Module):
         -------
         Tensor, shape (batch, latent.dim())
         """
-        kernel = None if self._kept is None else self._kept.kernel
+        kernel = None if self.kept is None else self.kept.kernel
         return u if kernel is None else kernel.pull_back(u)
 
     def function(self, x: Tensor, boundary: Tensor | None = None, **given: Any) -> Any:
@@ -249,7 +250,7 @@ class Decoder(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
         shared = [
-            self.space, self.latent, self._rule, self.promises, self._kept, *self.bcs,
+            self.space, self.latent, self._rule, self.promises, self.kept, *self.bcs,
             *self.latent_bcs, *self._captured,
         ]  # fmt: skip
         return deepcopy_sharing(self, memo, shared)

@@ -44,7 +44,8 @@ class Kernel:
         Of the potentials.
     bcs : list of DirichletBC on `latent`
     potential : Potential
-    particular : Particular or GradientTraces
+    particular : Particular, GradientTraces or None
+        None where nothing is prescribed.
     unreached : int
         Number of independent harmonic fields whose amount cannot be read off a potential.
     """
@@ -67,7 +68,9 @@ class Kernel:
         self.closed = bool(np.abs(s.second[:, self.free].sum(axis=0)).max() < 1e-11 * _norm(s))
         # The derivative is onto its space, up to a constant, but for curls in 3D.
         self.saddle = self._saddle() if divergence or self.gdim == 2 else None
-        self.particular = self.saddle or GradientTraces(s.first, s.mass, self.trace, self.fixed)
+        self.particular: Particular | GradientTraces | None = self.saddle
+        if self.saddle is None and self.trace.any():
+            self.particular = GradientTraces(s.first, s.mass, self.trace, self.fixed)
         self.harmonic = self._harmonic()
         reading, second = self._reading(), None
         self.unreached = self.harmonic.shape[1] - self._rank(reading)

@@ -10,8 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from firedrake import (
-    Cofunction,
-    SpatialCoordinate,
+    Constant,
     TestFunction,
     TrialFunction,
     assemble,
@@ -75,7 +74,8 @@ class KeptPromises:
             self.source = torch.zeros(self.kernel.complex.last.dim(), dtype=torch.float64)
             if given.divergence is not None:
                 self.source = source_coefficients(given.divergence, self.kernel.complex.last)
-            particular.set_default(prescribed, self.source)
+            if particular is not None:
+                particular.set_default(prescribed, self.source)
         if given.symmetric:
             symmetric = _symmetric(U, trace, values)
         if given.bounds is not None:
@@ -226,11 +226,9 @@ def source_coefficients(source: Any, W: Any) -> Tensor:
         return to_tensor(source)
     w = TestFunction(W)
     mass = sparse_map(inner(TrialFunction(W), w) * dx).to_scipy()
-    x = SpatialCoordinate(mesh_of(W))
-    # Zero times a coordinate gives a plain number its mesh.
-    load = assemble(inner(source + 0 * x[0], w) * dx)
-    values = np.asarray(to_tensor(load) if isinstance(load, Cofunction) else load)
-    return torch.from_numpy(splu(sp.csc_matrix(mass)).solve(values.astype(np.float64)))
+    expression = Constant(float(source)) if isinstance(source, int | float) else source
+    values = to_tensor(assemble(inner(expression, w) * dx(domain=mesh_of(W)))).numpy()
+    return torch.from_numpy(splu(sp.csc_matrix(mass)).solve(values))
 
 
 def _symmetric(U: Any, trace: np.ndarray, values: np.ndarray) -> Symmetric:

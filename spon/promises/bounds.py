@@ -117,8 +117,7 @@ class Bounds(InDouble):
         if not bool(self.fixed.any()):
             return
         with torch.no_grad():
-            held = raw[fixed[:, 0]] if fixed.shape[2] == 1 else torch.where(fixed, raw, torch.nan)
-            held = held[~held.isnan()]
+            held = raw.masked_select(fixed.expand_as(raw))
             slack = 1e-6 * self.margin
             low = self.lower is not None and bool((held < self.lower - slack).any())
             high = self.upper is not None and bool((held > self.upper + slack).any())
