@@ -21,6 +21,7 @@ from firedrake import (
     sin,
 )
 from promises import cellwise
+from ufl.domain import extract_unique_domain
 
 import spon
 from spon import Decoder, Encoder, OperatorNetwork, fem
@@ -33,7 +34,7 @@ def channel(mesh, **more):
         DirichletBC(U, as_vector([y * (1 - y), 0]), 1),
         DirichletBC(U, Constant((0.0, 0.0)), (3, 4)),
     ]
-    moment = [(lambda v: v[0] * SpatialCoordinate(v.ufl_domain())[1] * dx, 0.1)]
+    moment = [(lambda v: v[0] * SpatialCoordinate(extract_unique_domain(v))[1] * dx, 0.1)]
     given = {"divergence": 0.2, "integrals": moment} | more
     return Decoder(U, bcs, **given)
 
@@ -46,7 +47,7 @@ def bounded(mesh):
 PROCESSORS = {
     "mlp": lambda: spon.processors.MLP(hidden=(8,)),
     "spectral": lambda: spon.processors.Spectral(modes=12, channels=8, layers=1),
-    "graph": lambda: spon.processors.Graph(channels=8, layers=1),
+    "graph": lambda: spon.processors.Graph(channels=8, rounds=1),
 }
 
 
@@ -135,7 +136,7 @@ def test_a_network_learns_a_flow_and_keeps_it_free_of_divergence():
         loss = (net(inputs) - outputs).square().mean()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     # A uniform flow between walls is no curl of a potential that vanishes on both.
     assert losses[-1] < 0.05 * losses[0]
     for u in fem.to_function(net(inputs).detach().double(), U):

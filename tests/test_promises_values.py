@@ -17,6 +17,7 @@ from firedrake import (
     VectorFunctionSpace,
     as_vector,
     assemble,
+    conditional,
     curl,
     div,
     ds,
@@ -173,7 +174,11 @@ def refusals():
     w = TestFunction(U)
     other = [(inner(w, x) * dx, 1.0)]
     yield lambda: Decoder(V, integrals=other), ValueError, "test function of another space"
-    yield lambda: Decoder(V, integrals=[(lambda v: 0 * x[0] * v * dx, 1.0)]), ValueError, "is zero"
+    yield (
+        lambda: Decoder(V, integrals=[(lambda v: conditional(x[0] > 5, 1.0, 0.0) * v * dx, 1.0)]),
+        ValueError,
+        "is zero",
+    )
     yield lambda: Decoder(V, symmetric=True), ValueError, "needs square tensors"
     skew = DirichletBC(T, Constant(((1, 2), (3, 4))), 1)
     yield lambda: Decoder(T, skew, symmetric=True), ValueError, "conditions are not symmetric"

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from firedrake import FunctionSpace, TestFunction, TrialFunction, curl, dx, grad, inner, interpolate
+from firedrake import (
+    Constant,
+    Function,
+    FunctionSpace,
+    TestFunction,
+    TrialFunction,
+    curl,
+    dx,
+    grad,
+    inner,
+    interpolate,
+)
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -21,7 +32,7 @@ from spon.fem.complexes import (
 )
 from spon.fem.constraints import essential_values
 from spon.fem.maps import sparse_map
-from spon.fem.spaces import mesh_of
+from spon.fem.spaces import mesh_of, to_tensor
 from spon.promises import GradientTraces, Particular, Potential
 from spon.sparse import SparseMap
 
@@ -223,14 +234,18 @@ class Kernel:
         """
         s = self.complex
         fields = u.detach().cpu().double().numpy()
+        if self.particular is not None:
+            fields = fields - self.particular.default.cpu().numpy()
         right = (fields @ s.mass) @ s.first[:, ~self.fixed]
         x = np.zeros((len(u), self.latent.dim()))
-        n = s.potential.dim()
+        n, measure = s.potential.dim(), measure_of(mesh_of(s.field))
         x[:, :n][:, ~self.fixed] = self._stiffness().solve(np.ascontiguousarray(right.T)).T
-        measure = measure_of(mesh_of(s.field))
-        energy = np.einsum("bi,bi->b", fields @ s.mass, fields) / measure
-        # The second potential by its unit: a field times a length.
-        x[:, n:] = np.sqrt(energy)[:, None] * measure ** (1.0 / self.gdim)
+        # What is left, in the unit of a potential: a field times a length.
+        rest = np.linalg.norm(fields @ (s.mass @ self.harmonic), axis=1) / np.sqrt(measure)
+        constant = Function(s.potential).interpolate(Constant(np.ones(s.potential.value_shape)))
+        one = to_tensor(constant).numpy()
+        x[:, :n] += (rest * measure ** (1 / self.gdim))[:, None] * one
+        x[:, n:] = (rest * measure ** (1 / self.gdim))[:, None]
         return torch.from_numpy(x).to(u)
 
 
