@@ -18,7 +18,6 @@ from firedrake import (
     dx,
     grad,
     inner,
-    interpolate,
 )
 from scipy.sparse.linalg import splu
 from torch import Tensor
@@ -52,7 +51,7 @@ class Kernel:
     Attributes
     ----------
     latent : FunctionSpace
-        Of the potentials.
+        Of the potential; of two, where there are harmonic fields.
     bcs : list of DirichletBC on `latent`
     potential : Potential
     particular : Particular, GradientTraces or None
@@ -63,7 +62,7 @@ class Kernel:
 
     def __init__(self, U: Any, bcs: Sequence[Any], divergence: bool) -> None:
         self.complex = s = complex_of(U, divergence)
-        self.divergence, self.given = divergence, list(bcs)
+        self.divergence = divergence
         self.gdim = int(mesh_of(U).geometric_dimension)
         self.latent = s.potential
         self.bcs = potential_conditions(s.potential, bcs)
@@ -83,15 +82,20 @@ class Kernel:
         if self.saddle is None and self.trace.any():
             self.particular = GradientTraces(s.first, s.mass, self.trace, self.fixed)
         self.harmonic = self._harmonic()
-        reading, second = self._reading(), None
-        self.unreached = self.harmonic.shape[1] - self._rank(reading)
-        if self.unreached:
-            second = self._second_space()
-            more = self._projections(second[0], second[1])
-            self.unreached = self.harmonic.shape[1] - self._rank(np.hstack([reading, more]))
-            reading = np.hstack([reading, more])
-            self.latent = s.potential * second[0]
+        reading, self.unreached = np.zeros((0, s.potential.dim())), 0
+        if self.harmonic.shape[1]:
+            # The first potential is zero on walls, where it would have to tell these amounts.
+            Q, field = self._second_potential()
+            self.latent = s.potential * Q
             self.bcs = potential_conditions(self.latent.sub(0), bcs)
+            form = inner(field(TrialFunction(Q)), TestFunction(U)) * dx
+            moments = sparse_map(form).to_scipy()
+            reading = (moments.T @ self.harmonic).T
+            # What cancels is zero: all of it, on a torus.
+            size = np.linalg.norm(abs(moments).T @ np.abs(self.harmonic))
+            rank = int(np.linalg.matrix_rank(reading, tol=1e-8 * size))
+            self.unreached = self.harmonic.shape[1] - rank
+            reading = np.hstack([np.zeros((len(reading), s.potential.dim())), reading])
         idle = reading.shape[1] - s.potential.dim()
         self.potential = Potential(
             SparseMap(sp.hstack([s.first, sp.csr_matrix((U.dim(), idle))], format="csr")),
@@ -144,47 +148,16 @@ class Kernel:
         r = np.linalg.cholesky(found.T @ (s.mass @ found))
         return np.linalg.solve(r, found.T).T
 
-    def _reading(self) -> np.ndarray:
-        """Amounts of the harmonic fields, as projections of fields that a potential gives.
+    def _second_potential(self) -> tuple[Any, Any]:
+        """What is projected onto the harmonic fields to say how much of them there is.
 
-        Their sum does not depend on the basis, so that it means the same on every mesh.
+        The projection does not depend on the basis, so that it means the same on every mesh.
         """
-        if self.gdim == 2:
-            return self._projections(self.complex.potential, lambda p: grad(p) + curl(p))
-        as_it_is = self.divergence
-        return self._projections(self.complex.potential, lambda p: p if as_it_is else grad(p))
-
-    def _second_space(self) -> tuple[Any, Any]:
-        """A second potential for what the first cannot know: the other half of Helmholtz."""
         P = self.complex.potential
         if self.gdim == 2:
-            return P, (grad if self.divergence else curl)
-        mesh, degree = mesh_of(P), P.ufl_element().degree()
-        if self.divergence:
-            return FunctionSpace(mesh, "CG", degree), grad
-        return FunctionSpace(mesh, "N1curl", degree), lambda p: p
-
-    def _projections(self, P: Any, field: Any) -> np.ndarray:
-        if not self.harmonic.shape[1]:
-            return np.zeros((0, P.dim()))
-        form = inner(field(TrialFunction(P)), TestFunction(self.complex.field)) * dx
-        return (sparse_map(form).to_scipy().T @ self.harmonic).T
-
-    def _rank(self, reading: np.ndarray) -> int:
-        """How many harmonic fields can be set while the other part of the field stays."""
-        if not len(reading):
-            return 0
-        P = self.complex.potential
-        columns = [reading[:, : P.dim()][:, self.fixed], reading[:, P.dim() :]]
-        if self.gdim == 3 and self.divergence:
-            # The curl does not see gradients.
-            Q = FunctionSpace(mesh_of(P), "CG", P.ufl_element().degree())
-            gradient = sparse_map(interpolate(grad(TrialFunction(Q)), P)).to_scipy()
-            zero, _ = essential_values(Q, potential_conditions(Q, self.given))
-            columns.append(reading[:, : P.dim()] @ gradient[:, ~zero])
-        kernel = np.hstack(columns)
-        size = np.linalg.norm(reading)
-        return int(np.linalg.matrix_rank(kernel, tol=1e-8 * size)) if kernel.shape[1] else 0
+            # Gradients know fluxes through the boundary, curls circulations along it.
+            return P, lambda p: grad(p) + curl(p)
+        return FunctionSpace(mesh_of(P), "N1curl", P.ufl_element().degree()), lambda p: p
 
     def smallest(self, moments: np.ndarray) -> np.ndarray:
         """Riesz representations in the space: its fields with these moments.
@@ -242,10 +215,11 @@ class Kernel:
         x[:, :n][:, ~self.fixed] = self._stiffness().solve(np.ascontiguousarray(right.T)).T
         # What is left, in the unit of a potential: a field times a length.
         rest = np.linalg.norm(fields @ (s.mass @ self.harmonic), axis=1) / np.sqrt(measure)
-        constant = Function(s.potential).interpolate(Constant(np.ones(s.potential.value_shape)))
-        one = to_tensor(constant).numpy()
-        x[:, :n] += (rest * measure ** (1 / self.gdim))[:, None] * one
-        x[:, n:] = (rest * measure ** (1 / self.gdim))[:, None]
+        amount = (rest * measure ** (1 / self.gdim))[:, None]
+        for V, columns in zip(self.latent.subspaces, (slice(n), slice(n, None)), strict=False):
+            Q = FunctionSpace(mesh_of(V), V.ufl_element())
+            constant = Function(Q).interpolate(Constant(np.ones(Q.value_shape)))
+            x[:, columns] += amount * to_tensor(constant).numpy()
         return torch.from_numpy(x).to(u)
 
 

@@ -17,15 +17,15 @@ class Potential(InDouble):
     Parameters
     ----------
     derivative : SparseMap, shape (dim, latent)
-        The curl or the gradient, C.
+        The curl or the gradient, C; zero on a second potential, which only R reads.
     free : Tensor of bool, shape (latent,)
-        Dofs of the potential off the boundary where traces are prescribed; x0 is x there and zero
-        elsewhere.
+        Dofs of the first potential off the boundary where traces are prescribed; x0 is x there
+        and zero elsewhere.
     harmonic : Tensor, shape (dim, b)
         Fields with the promised property and no potential of that kind, H: fluxes through a
         channel, around holes.
     reading : Tensor, shape (b, latent)
-        How the amounts of these are read off the potential, R.
+        How the amounts of these are read off the latent coefficients, R.
     """
 
     free: Tensor
