@@ -60,6 +60,9 @@ class Decoder(nn.Module):
         4 on simplices.
     symmetric : bool, optional
         Tensors are symmetric.
+    symmetry : sequence of (A, b), optional
+        The maps x -> A x + b of a finite group that leave u as it is; vectors turn with them. `U`
+        is scalar or vector valued CG or DG on simplices, on a mesh that the maps leave as it is.
 
     Attributes
     ----------
@@ -93,6 +96,7 @@ class Decoder(nn.Module):
         flux: Mapping[Any, float] | None = None,
         bounds: tuple[float | None, float | None] | None = None,
         symmetric: bool = False,
+        symmetry: Sequence[tuple[Any, Any]] | None = None,
     ) -> None:
         super().__init__()
         fem.require_primal_space(U, "A Decoder")
@@ -111,7 +115,7 @@ class Decoder(nn.Module):
         self._exact_values = torch.from_numpy(values)
         self.promises = Specification(
             divergence_free, curl_free, divergence, mean, tuple(integrals or ()),
-            dict(flux or {}), bounds, symmetric,
+            dict(flux or {}), bounds, symmetric, tuple(symmetry or ()),
         )  # fmt: skip
         # What was made of the promises; None if there are none.
         self.kept: KeptPromises | None = None

@@ -18,7 +18,7 @@ __all__ = ["bernstein_maps", "scalar_version"]
 _ROUND_OFF = 1e-13
 
 
-def scalar_version(U: Any) -> Any:
+def scalar_version(U: Any, promise: str = "bounds") -> Any:
     """The scalar space of which `U` has copies.
 
     Raises
@@ -33,9 +33,8 @@ def scalar_version(U: Any) -> Any:
     known = family in ("Lagrange", "Discontinuous Lagrange") and degree in range(5)
     if not known or cell not in ("interval", "triangle", "tetrahedron"):
         raise ValueError(
-            f"bounds are kept for CG and DG of degree 1 to 4 on triangles and tetrahedra (and DG "
-            f"0), by their Bernstein coefficients; got {name_of(U)} on {cell} cells. Choose such a "
-            "space, or DG 0 for bounded cell means."
+            f"{promise} is a promise for CG and DG of degree 1 to 4 on triangles and tetrahedra "
+            f"(and DG 0); got {name_of(U)} on {cell} cells. Choose such a space."
         )
     if not U.value_shape:
         return U

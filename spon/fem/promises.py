@@ -27,7 +27,8 @@ from spon.fem.fields import Kernel
 from spon.fem.functionals import Functionals, is_recipe
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import is_function, mesh_of, name_of, space_on, to_tensor
-from spon.promises import Bounds, Integrals, Pipeline, Symmetric
+from spon.fem.symmetry import group_average
+from spon.promises import Bounds, GroupAverage, Integrals, Pipeline, Symmetric
 from spon.promises.specification import Specification
 from spon.sparse import SparseMap
 
@@ -66,7 +67,8 @@ class KeptPromises:
         self.given = given
         given.check_composition()
         fixed, prescribed = torch.from_numpy(trace), torch.from_numpy(values)
-        potential = particular = symmetric = bounds = integrals = None
+        potential = particular = bounds = integrals = None
+        symmetric: Symmetric | GroupAverage | None = None
         if given.has_field:
             self.kernel = Kernel(U, bcs, not given.curl_free)
             self.latent, self.latent_bcs = self.kernel.latent, self.kernel.bcs
@@ -78,6 +80,8 @@ class KeptPromises:
                 particular.set_default(prescribed, self.source)
         if given.symmetric:
             symmetric = _symmetric(U, trace, values)
+        if given.symmetry:
+            symmetric = _group_average(U, given, trace, values)
         if given.bounds is not None:
             bounds = _bounds(U, given, fixed)
         self.pipeline = Pipeline(fixed, potential, particular, symmetric, bounds)
@@ -130,12 +134,10 @@ class KeptPromises:
         integrals, mean = self.functionals.collect(count, **given)
         return source, mean, integrals
 
-    def _integrals(self, symmetric: Symmetric | None) -> Integrals:
+    def _integrals(self, symmetric: Symmetric | GroupAverage | None) -> Integrals:
         """The corrections that keep all linear promises."""
         U, rows = self.space, self.functionals.rows
         mass = sparse_map(inner(TrialFunction(U), TestFunction(U)) * dx).to_scipy()
-        if symmetric is not None:
-            rows = symmetric(torch.from_numpy(rows)).numpy()
         free = np.flatnonzero(~self.pipeline.constrained.numpy())
         # How large a functional is where nothing is promised: what is small against it is zero.
         whole = splu(sp.csc_matrix(mass)).solve(np.ascontiguousarray(rows.T))
@@ -146,6 +148,8 @@ class KeptPromises:
                 f"{name} is zero for all functions of {name_of(U)}: leave it out, or check "
                 "the tag and the functional."
             )
+        if symmetric is not None:
+            rows = symmetric(torch.from_numpy(rows)).numpy()
         if self.kernel is not None:
             fields = self.kernel.smallest(np.ascontiguousarray(rows.T))
         else:
@@ -247,6 +251,21 @@ def _symmetric(U: Any, trace: np.ndarray, values: np.ndarray) -> Symmetric:
                 "The boundary conditions are not symmetric, symmetric=True cannot hold with them: "
                 "prescribe both off-diagonal components, to the same values."
             )
+    return keep
+
+
+def _group_average(
+    U: Any, given: Specification, trace: np.ndarray, values: np.ndarray
+) -> GroupAverage:
+    average = group_average(U, given.symmetry)
+    keep = GroupAverage(SparseMap(average))
+    held = torch.from_numpy(values)[None]
+    same = torch.allclose(keep(held), held, rtol=0, atol=1e-12 * (1 + float(held.abs().max())))
+    if not same or average[trace][:, ~trace].nnz:
+        raise ValueError(
+            "The boundary conditions are not invariant under the maps of symmetry=: prescribe the "
+            "same on parts of the boundary that are mapped onto each other."
+        )
     return keep
 
 

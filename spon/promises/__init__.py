@@ -11,11 +11,12 @@ from spon.promises.particular import Particular
 from spon.promises.pipeline import Pipeline
 from spon.promises.potential import Potential
 from spon.promises.specification import Specification
-from spon.promises.symmetric import Symmetric
+from spon.promises.symmetric import GroupAverage, Symmetric
 
 __all__ = [
     "Bounds",
     "GradientTraces",
+    "GroupAverage",
     "InDouble",
     "Integrals",
     "Particular",

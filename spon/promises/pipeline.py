@@ -11,7 +11,7 @@ from spon.promises.gradient_traces import GradientTraces
 from spon.promises.integrals import Integrals
 from spon.promises.particular import Particular
 from spon.promises.potential import Potential
-from spon.promises.symmetric import Symmetric
+from spon.promises.symmetric import GroupAverage, Symmetric
 
 __all__ = ["Pipeline"]
 
@@ -26,7 +26,7 @@ class Pipeline(InDouble):
     potential : Potential, optional
     particular : Particular or GradientTraces, optional
         The field of the prescribed traces and divergence; what the potential gives has none.
-    symmetric : Symmetric, optional
+    symmetric : Symmetric or GroupAverage, optional
     bounds : Bounds, optional
     integrals : Integrals, optional
         Last: its corrections keep what the others promise.
@@ -39,7 +39,7 @@ class Pipeline(InDouble):
         constrained: Tensor,
         potential: Potential | None = None,
         particular: Particular | GradientTraces | None = None,
-        symmetric: Symmetric | None = None,
+        symmetric: Symmetric | GroupAverage | None = None,
         bounds: Bounds | None = None,
         integrals: Integrals | None = None,
     ) -> None:
@@ -80,6 +80,8 @@ class Pipeline(InDouble):
         """
         u = x if self.potential is None else self.potential(x)
         if self.symmetric is not None:
+            if per_sample:
+                self._check_symmetric(boundary)
             u = self.symmetric(u)
         if self.particular is not None:
             u = u + self.particular(boundary if per_sample else None, divergence)
@@ -94,3 +96,15 @@ class Pipeline(InDouble):
             )
             u = self.integrals(u, None if integrals is None else integrals.double(), loose)
         return torch.where(self.constrained, values, u)
+
+    def _check_symmetric(self, boundary: Tensor) -> None:
+        held = torch.where(self.constrained, torch.atleast_2d(boundary), 0.0).double()
+        if self.symmetric is None:
+            return
+        miss = (self.symmetric(held) - held).abs().max()
+        tolerance = 1e-5 if boundary.dtype == torch.float32 else 1e-12
+        if miss > tolerance * held.abs().max():
+            raise ValueError(
+                f"The boundary data are not symmetric (off by {float(miss):.3g}), and the decoder "
+                "promises that its functions are: make the data symmetric."
+            )

@@ -22,6 +22,7 @@ class Specification:
     flux: Mapping[Any, float] = field(default_factory=dict)
     bounds: tuple[float | None, float | None] | None = None
     symmetric: bool = False
+    symmetry: Sequence[tuple[Any, Any]] = ()
 
     @property
     def empty(self) -> bool:
@@ -29,6 +30,7 @@ class Specification:
         return not (
             self.has_field
             or self.symmetric
+            or self.symmetry
             or self.integrals
             or self.flux
             or self.mean is not None
@@ -71,6 +73,11 @@ class Specification:
                 "curl_free and a known divergence together leave almost nothing to learn and hold "
                 "in no single element: choose one; for a potential flow take a decoder of the "
                 "potential and solve for it."
+            )
+        if self.symmetry and (self.has_field or self.symmetric):
+            raise ValueError(
+                "symmetry= is kept for scalars and vectors of CG and DG, not together with a known "
+                "divergence or curl or with symmetric=True: leave one out."
             )
         if self.bounds is None:
             return
