@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from spon.fem.constraints import (
     move_bc,
 )
 from spon.fem.promises import KeptPromises, moved_promises
+from spon.fem.promises_file import promises_to_json
 from spon.promises import Pipeline, Specification
 from spon.signature import SpaceSignature
 
@@ -174,6 +177,16 @@ class Decoder(nn.Module):
         u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept)
         u = u if x.ndim == 2 else u[0]
         return torch.where(self.constrained, values, u.to(x))
+
+    @property
+    def promised(self) -> str:
+        """The promises in words with a digest of their values; empty where there are none."""
+        if self.kept is None:
+            return ""
+        data, tensors = promises_to_json(self.promises, self.kept)
+        text = json.dumps(data).encode() + b"".join(t.numpy().tobytes() for t in tensors.values())
+        names = ", ".join(name for name, value in data.items() if value or name in tensors)
+        return f"{names} [{hashlib.blake2b(text, digest_size=4).hexdigest()}]"
 
     @property
     def divergence_space(self) -> Any:

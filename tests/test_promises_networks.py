@@ -175,3 +175,27 @@ def test_a_divergence_moves_to_another_mesh():
         else:
             wanted.project(y[0])
         assert cellwise(div(u) - wanted, u) < (0.1 if divergence is held else 1e-8)
+
+
+def test_fit_and_report_take_networks_with_promises_and_tell_them_apart(tmp_path):
+    mesh = UnitSquareMesh(4, 4)
+    U = FunctionSpace(mesh, "RT", 1)
+    walls = DirichletBC(U, Constant((0.0, 0.0)), (3, 4))
+
+    def net_with(**promises):
+        return network(Decoder(U, walls, **promises), "mlp")
+
+    net = net_with(divergence=0.5)
+    F = net.encoders[0].space
+    decoder = Decoder(U, walls, divergence=0.5)
+    generator = torch.Generator().manual_seed(0)
+    y = decoder(torch.randn(12, decoder.latent.dim(), generator=generator).double())
+    f = torch.rand(12, F.dim(), generator=generator).double()
+    data = spon.Dataset.from_arrays(inputs={"f": f}, outputs={"u": y}, spaces={"f": F, "u": U})
+    options = {"checkpoint": tmp_path / "run.pt", "progress": False}
+    spon.fit(net, data, epochs=2, **options)
+    assert spon.report(net, data, repeats=1).boundary_violation == 0
+    for u in fem.to_function(net(f[:2].float()).detach().double(), U):
+        assert cellwise(div(u) - 0.5, u) < 1e-6
+    with pytest.raises(ValueError, match="divergence"):
+        spon.fit(net_with(divergence=0.6), data, epochs=4, **options)
