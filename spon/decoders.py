@@ -70,7 +70,8 @@ class Decoder(nn.Module):
     Attributes
     ----------
     latent : FunctionSpace
-        What the processor makes coefficients of: `U`, or a space of potentials.
+        What the processor makes coefficients of: `U`, or a space of potentials, with a vector field
+        beside it where fluxes through holes or channels are free.
     latent_bcs : list of DirichletBC
         Conditions on `latent`, where they make sense.
 
@@ -197,7 +198,7 @@ class Decoder(nn.Module):
     def unreached(self) -> int:
         """How many dimensions of fields that keep the promises no latent coefficients give.
 
-        More than zero only on periodic meshes, for constant flows around the period.
+        Zero on all domains that were tried: holes, cavities, tunnels and periodic ones.
         """
         kernel = None if self.kept is None else self.kept.kernel
         return 0 if kernel is None else kernel.unreached

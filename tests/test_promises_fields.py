@@ -9,6 +9,7 @@ from firedrake import (
     FacetNormal,
     Function,
     FunctionSpace,
+    PeriodicUnitSquareMesh,
     SpatialCoordinate,
     UnitCubeMesh,
     UnitSquareMesh,
@@ -166,11 +167,20 @@ def test_gradients_by_tangential_traces_are_right(name):
 @pytest.mark.parametrize("name", ["annulus", "box"])
 def test_gradients_are_right(name):
     U = FunctionSpace(domain(name), "RT", 1)
+    decoder = Decoder(U, zero_traces(U, (1, 2)), divergence=0.0, flux={3: 0.4})
     g = torch.randn(2, U.dim()).double().requires_grad_()
     f = torch.randn(2, decoder.divergence_space.dim()).double().requires_grad_()
     z = torch.randn(2, decoder.latent.dim()).double().requires_grad_()
-    decoder = Decoder(U, zero_traces(U, (1, 2)), divergence=0.0, flux={3: 0.4})
     assert torch.autograd.gradcheck(lambda z, g, f: decoder(z, g, divergence=f), (z, g, f))
+
+
+def test_a_periodic_square_has_its_two_constant_flows():
+    mesh = PeriodicUnitSquareMesh(3, 3)
+    for family, derivative, kind in (("RT", div, "divergence_free"), ("N1curl", curl, "curl_free")):
+        U = FunctionSpace(mesh, family, 1)
+        decoder = Decoder(U, **{kind: True})
+        assert decoder.unreached == 0
+        assert full_rank(decoder) == kernel_dimension(U, derivative, [])
 
 
 def test_channel_flows_take_the_flux_that_they_are_given():

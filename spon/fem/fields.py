@@ -11,12 +11,10 @@ import torch
 from firedrake import (
     Constant,
     Function,
-    FunctionSpace,
     TestFunction,
     TrialFunction,
-    curl,
+    VectorFunctionSpace,
     dx,
-    grad,
     inner,
 )
 from scipy.sparse.linalg import splu
@@ -51,13 +49,13 @@ class Kernel:
     Attributes
     ----------
     latent : FunctionSpace
-        Of the potential; of two, where there are harmonic fields.
+        Of the potential, and of a vector field beside it where there are harmonic fields.
     bcs : list of DirichletBC on `latent`
     potential : Potential
     particular : Particular, GradientTraces or None
         None where nothing is prescribed.
     unreached : int
-        Number of independent harmonic fields whose amount cannot be read off a potential.
+        Number of independent harmonic fields whose amount cannot be read off that field.
     """
 
     def __init__(self, U: Any, bcs: Sequence[Any], divergence: bool) -> None:
@@ -84,14 +82,16 @@ class Kernel:
         self.harmonic = self._harmonic()
         reading, self.unreached = np.zeros((0, s.potential.dim())), 0
         if self.harmonic.shape[1]:
-            # The first potential is zero on walls, where it would have to tell these amounts.
-            Q, field = self._second_potential()
-            self.latent = s.potential * Q
+            # A potential is zero on walls, where it would have to tell these amounts, and knows
+            # nothing of holes without walls: a field of its own, of which they are projections.
+            # Those do not depend on the basis, so that weights mean the same on every mesh.
+            second = VectorFunctionSpace(mesh_of(U), *_continuous(s.potential))
+            self.latent = s.potential * second
             self.bcs = potential_conditions(self.latent.sub(0), bcs)
-            form = inner(field(TrialFunction(Q)), TestFunction(U)) * dx
+            form = inner(TrialFunction(second), TestFunction(U)) * dx
             moments = sparse_map(form).to_scipy()
             reading = (moments.T @ self.harmonic).T
-            # What cancels is zero: all of it, on a torus.
+            # What cancels is zero.
             size = np.linalg.norm(abs(moments).T @ np.abs(self.harmonic))
             rank = int(np.linalg.matrix_rank(reading, tol=1e-8 * size))
             self.unreached = self.harmonic.shape[1] - rank
@@ -147,17 +147,6 @@ class Kernel:
             found = self.smallest(s.mass @ found)
         r = np.linalg.cholesky(found.T @ (s.mass @ found))
         return np.linalg.solve(r, found.T).T
-
-    def _second_potential(self) -> tuple[Any, Any]:
-        """What is projected onto the harmonic fields to say how much of them there is.
-
-        The projection does not depend on the basis, so that it means the same on every mesh.
-        """
-        P = self.complex.potential
-        if self.gdim == 2:
-            # Gradients know fluxes through the boundary, curls circulations along it.
-            return P, lambda p: grad(p) + curl(p)
-        return FunctionSpace(mesh_of(P), "N1curl", P.ufl_element().degree()), lambda p: p
 
     def smallest(self, moments: np.ndarray) -> np.ndarray:
         """Riesz representations in the space: its fields with these moments.
@@ -215,12 +204,17 @@ class Kernel:
         x[:, :n][:, ~self.fixed] = self._stiffness().solve(np.ascontiguousarray(right.T)).T
         # What is left, in the unit of a potential: a field times a length.
         rest = np.linalg.norm(fields @ (s.mass @ self.harmonic), axis=1) / np.sqrt(measure)
-        amount = (rest * measure ** (1 / self.gdim))[:, None]
-        for V, columns in zip(self.latent.subspaces, (slice(n), slice(n, None)), strict=False):
-            Q = FunctionSpace(mesh_of(V), V.ufl_element())
-            constant = Function(Q).interpolate(Constant(np.ones(Q.value_shape)))
-            x[:, columns] += amount * to_tensor(constant).numpy()
+        one = np.ones(s.potential.value_shape)
+        constant = to_tensor(Function(s.potential).interpolate(Constant(one))).numpy()
+        x[:, :n] += (rest * measure ** (1 / self.gdim))[:, None] * constant
+        x[:, n:] = rest[:, None]
         return torch.from_numpy(x).to(u)
+
+
+def _continuous(P: Any) -> tuple[str, int]:
+    """Family and degree of the nodal elements beside those of a potential."""
+    simplex = mesh_of(P).ufl_cell().is_simplex
+    return "CG" if simplex else "Q", int(P.ufl_element().degree())
 
 
 def _norm(s: Complex) -> float:

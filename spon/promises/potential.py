@@ -17,9 +17,9 @@ class Potential(InDouble):
     Parameters
     ----------
     derivative : SparseMap, shape (dim, latent)
-        The curl or the gradient, C; zero on a second potential, which only R reads.
+        The curl or the gradient, C; zero on a second field, which only R reads.
     free : Tensor of bool, shape (latent,)
-        Dofs of the first potential off the boundary where traces are prescribed; x0 is x there
+        Dofs of the potential off the boundary where traces are prescribed; x0 is x there
         and zero elsewhere.
     harmonic : Tensor, shape (dim, b)
         Fields with the promised property and no potential of that kind, H: fluxes through a
