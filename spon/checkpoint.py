@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from spon import fem
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.constraints import bc_from_json, bcs_from_values
+from spon.fem.promises_file import promises_from_json, promises_to_json
 from spon.history import replaced
 from spon.network import OperatorNetwork
 from spon.processors import create
@@ -24,8 +26,9 @@ from spon.signature import SpaceSignature
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT = 2  # 1: decoders without promises
 _WEIGHTS, _DATA = "weights.", "data."
+_PROMISES = _DATA + "promises."
 
 
 def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
@@ -40,17 +43,23 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
     tensors = {_WEIGHTS + k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     tensors[_DATA + "boundary"] = net.decoder._exact_values
     tensors[_DATA + "constrained"] = net.decoder.constrained.cpu()
+    promises = None
+    if net.decoder.kept is not None:
+        promises, belonging = promises_to_json(net.decoder.promises, net.decoder.kept)
+        tensors |= {_PROMISES + k: v for k, v in belonging.items()}
     for i, encoder in enumerate(net._encoders):
         if encoder.points is not None:
             tensors[f"{_DATA}encoder.{i}.points"] = torch.from_numpy(encoder.points.copy())
     header = {
-        "format": _FORMAT,
+        # Older versions read what they can keep.
+        "format": 1 if promises is None else _FORMAT,
         "dtype": str(net.dtype).removeprefix("torch."),
         "processor": {"name": net.processor.name, "config": net.processor.config()},
         "encoders": [_encoder_to_json(e) for e in net._encoders],
         "decoder": {
             "signature": net.decoder.signature.to_json(),
             "bcs": net.decoder.described,
+            "promises": promises,
         },
     }
     with replaced(path) as temporary:
@@ -60,7 +69,11 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
 
 
 def load(
-    path: str | os.PathLike[str], mesh: Any, bcs: Any = None, same_mesh: bool = True
+    path: str | os.PathLike[str],
+    mesh: Any,
+    bcs: Any = None,
+    same_mesh: bool = True,
+    promises: Mapping[str, Any] | None = None,
 ) -> OperatorNetwork:
     """Read a network from a file onto a mesh.
 
@@ -75,6 +88,9 @@ def load(
         the values of the saved ones vary in space.
     same_mesh : bool, optional
         Require that the mesh, and the numbering of its dofs, are those of the file (default).
+    promises : mapping, optional
+        Keywords of `Decoder` that replace promises of the file. Needed on another mesh for
+        integrals, and for a divergence that varies in space.
 
     Returns
     -------
@@ -117,7 +133,13 @@ def load(
             bcs = bcs_from_values(U, described, tensors[_DATA + "boundary"].numpy())
         else:
             bcs = [bc_from_json(U, d) for d in described]
-    decoder = Decoder(U, bcs)
+    kept = dict(promises or {})
+    if header["decoder"].get("promises") is not None:
+        belonging = {
+            k.removeprefix(_PROMISES): v for k, v in tensors.items() if k.startswith(_PROMISES)
+        }
+        kept |= promises_from_json(header["decoder"]["promises"], belonging, same, kept)
+    decoder = Decoder(U, bcs, **kept)
     if same and not given and not torch.equal(decoder.constrained, tensors[_DATA + "constrained"]):
         raise ValueError(
             f"{path} prescribes {int(tensors[_DATA + 'constrained'].sum())} dofs, the same tags "

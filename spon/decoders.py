@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,17 +20,21 @@ from spon.fem.constraints import (
     is_rule,
     move_bc,
 )
+from spon.fem.promises import KeptPromises, moved_promises
+from spon.fem.promises_file import promises_to_json
+from spon.promises import Pipeline, Specification
 from spon.signature import SpaceSignature
 
 __all__ = ["Decoder"]
 
 
 class Decoder(nn.Module):
-    """Turn the output of a processor into a function of a space, with exact boundary values.
+    """Turn the output of a processor into a function of a space that keeps what is promised.
 
     The dofs that the boundary conditions constrain are overwritten by the prescribed values: no
     weight can change them. What the basis of the space carries (continuity, normal or tangential
-    continuity) holds for every output.
+    continuity) holds for every output. The promises below hold to round-off for every output, are
+    computed in double precision, and compose; what cannot hold together is refused.
 
     Parameters
     ----------
@@ -36,11 +43,43 @@ class Decoder(nn.Module):
     bcs : DirichletBC, sequence of DirichletBC, or callable, optional
         Conditions on `U` or its sub-spaces. Their values are taken when the decoder is built. A
         callable takes the space and returns the conditions; it is called again by `on`.
+    divergence_free : bool, optional
+        div u = 0 at each point; `U` is RT or BDM (RTCF). The processor then makes a potential.
+    curl_free : bool, optional
+        curl u = 0 at each point; `U` is N1curl or N2curl (RTCE).
+    divergence : number, UFL expression, Function, or callable, optional
+        div u = f in each cell (its projection onto the divergences of `U`); `U` is RT or BDM. A
+        callable takes the space of divergences and returns one of the others.
+    mean : number or sequence, optional
+        Mean of u over the domain, in the shape of its values.
+    integrals : sequence of (functional, value), optional
+        A functional is a function of the test function, ``lambda v: inner(v, w) * dx(1)``, or a
+        form with one test function of `U`.
+    flux : mapping from boundary tag to value, optional
+        Integrals of u.n (of u where it is a scalar) over parts of the boundary: tags, tuples of
+        tags, or ``"on_boundary"``.
+    bounds : (lower, upper), optional
+        Bounds at each point, numbers or None, for each component; `U` is CG or DG of degree 1 to
+        4 on simplices.
+    symmetric : bool, optional
+        Tensors are symmetric.
+    symmetry : sequence of (A, b), optional
+        The maps x -> A x + b of a finite group that leave u as it is; vectors turn with them. `U`
+        is scalar or vector valued CG or DG on simplices, on a mesh that the maps leave as it is.
+
+    Attributes
+    ----------
+    latent : FunctionSpace
+        What the processor makes coefficients of: `U`, or a space of potentials, with a vector field
+        beside it where fluxes through holes or channels are free.
+    latent_bcs : list of DirichletBC
+        Conditions on `latent`, where they make sense.
 
     Raises
     ------
     TypeError, ValueError
-        If the conditions are not conditions on `U`, name an unknown boundary, or constrain no dof.
+        If the conditions are not conditions on `U`, name an unknown boundary, or constrain no dof;
+        if promises contradict each other or the conditions, or `U` cannot keep them.
     NotImplementedError
         If the mesh is distributed over several processes.
     """
@@ -48,7 +87,21 @@ class Decoder(nn.Module):
     constrained: Tensor
     values: Tensor
 
-    def __init__(self, U: Any, bcs: Any = None) -> None:
+    def __init__(
+        self,
+        U: Any,
+        bcs: Any = None,
+        *,
+        divergence_free: bool = False,
+        curl_free: bool = False,
+        divergence: Any = None,
+        mean: Any = None,
+        integrals: Sequence[tuple[Any, float]] | None = None,
+        flux: Mapping[Any, float] | None = None,
+        bounds: tuple[float | None, float | None] | None = None,
+        symmetric: bool = False,
+        symmetry: Sequence[tuple[Any, Any]] | None = None,
+    ) -> None:
         super().__init__()
         fem.require_primal_space(U, "A Decoder")
         fem.require_serial(fem.mesh_of(U), "A Decoder")
@@ -64,16 +117,33 @@ class Decoder(nn.Module):
         self.register_buffer("values", torch.from_numpy(values), persistent=False)
         # `.to(float32)` rounds the buffer; functions get the values as they were prescribed.
         self._exact_values = torch.from_numpy(values)
+        self.promises = Specification(
+            divergence_free, curl_free, divergence, mean, tuple(integrals or ()),
+            dict(flux or {}), bounds, symmetric, tuple(symmetry or ()),
+        )  # fmt: skip
+        # What was made of the promises; None if there are none.
+        self.kept: KeptPromises | None = None
+        self._pipeline: Pipeline | None = None
+        self.latent, self.latent_bcs = U, self.bcs
+        if not self.promises.empty:
+            self.kept = KeptPromises(U, self.bcs, mask, values, self.promises)
+            self._pipeline = self.kept.pipeline
+            self.latent, self.latent_bcs = self.kept.latent, self.kept.latent_bcs
 
-    def forward(self, x: Tensor, boundary: Tensor | None = None) -> Tensor:
-        """Set the prescribed dofs of a batch.
+    def forward(self, x: Tensor, boundary: Tensor | None = None, **given: Any) -> Tensor:
+        """Make a batch of functions that keep the promises.
 
         Parameters
         ----------
-        x : Tensor, shape (batch, U.dim())
+        x : Tensor, shape (batch, latent.dim())
         boundary : Tensor, shape (batch, U.dim()) or (U.dim(),), optional
             Values for each sample. Only the entries on the constrained dofs count; they replace
             the values that the conditions were built with.
+        **given : optional
+            Values of promises for each sample: ``mean`` of shape (batch,) or (batch, components),
+            ``flux`` as a mapping from tags to (batch,), ``integrals`` of shape (batch, number of
+            integrals), ``divergence`` of shape (batch, n), coefficients in the space of
+            divergences (`divergence_space`).
 
         Returns
         -------
@@ -82,12 +152,13 @@ class Decoder(nn.Module):
         Raises
         ------
         ValueError
-            If a shape is wrong, or `boundary` is given to a decoder without conditions.
+            If a shape is wrong, values are given for what is not promised, or they contradict
+            each other.
         """
-        self._check(x, "output")
+        self._check(x, self.latent, "output")
         values = self._exact_values.to(x) if x.dtype == torch.float64 else self.values.to(x)
         if boundary is not None:
-            self._check(boundary, "boundary data")
+            self._check(boundary, self.space, "boundary data")
             if not self.bcs:
                 raise ValueError(
                     "Got boundary data for a decoder without boundary conditions: build it with "
@@ -98,15 +169,63 @@ class Decoder(nn.Module):
                     f"Got boundary data for {len(boundary)} samples and {len(x)} samples."
                 )
             values = boundary.to(x)
-        return torch.where(self.constrained, values, x)
+        if self._pipeline is None or self.kept is None:
+            if given:
+                raise ValueError(f"Got {', '.join(given)} for a decoder without promises.")
+            return torch.where(self.constrained, values, x)
+        kept = self.kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
+        exact = self._exact_values.to(x.device) if boundary is None else boundary.to(x.device)
+        u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept)
+        u = u if x.ndim == 2 else u[0]
+        return torch.where(self.constrained, values, u.to(x))
 
-    def function(self, x: Tensor, boundary: Tensor | None = None) -> Any:
-        """Decode into functions, in double precision on the boundary whatever `x` is.
+    @property
+    def promised(self) -> str:
+        """The promises in words with a digest of their values; empty where there are none."""
+        if self.kept is None:
+            return ""
+        data, tensors = promises_to_json(self.promises, self.kept)
+        text = json.dumps(data).encode() + b"".join(t.numpy().tobytes() for t in tensors.values())
+        names = ", ".join(name for name, value in data.items() if value or name in tensors)
+        return f"{names} [{hashlib.blake2b(text, digest_size=4).hexdigest()}]"
+
+    @property
+    def divergence_space(self) -> Any:
+        """Where the divergence lives: the space of `divergence` at a call; None if not promised."""
+        return None if self.kept is None else self.kept.divergence_space
+
+    @property
+    def unreached(self) -> int:
+        """How many dimensions of fields that keep the promises no latent coefficients give.
+
+        Zero on all domains that were tried: holes, cavities, tunnels and periodic ones.
+        """
+        kernel = None if self.kept is None else self.kept.kernel
+        return 0 if kernel is None else kernel.unreached
+
+    def pull_back(self, u: Tensor) -> Tensor:
+        """Latent coefficients whose functions are near to `u`: of the right size, for scaling.
 
         Parameters
         ----------
-        x : Tensor, shape (batch, U.dim())
+        u : Tensor, shape (batch, U.dim())
+
+        Returns
+        -------
+        Tensor, shape (batch, latent.dim())
+        """
+        kernel = None if self.kept is None else self.kept.kernel
+        return u if kernel is None else kernel.pull_back(u)
+
+    def function(self, x: Tensor, boundary: Tensor | None = None, **given: Any) -> Any:
+        """Decode into functions, in double precision where something is promised.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, latent.dim())
         boundary : Tensor, optional
+            As in `forward`.
+        **given : optional
             As in `forward`.
 
         Returns
@@ -115,11 +234,13 @@ class Decoder(nn.Module):
         """
         values = self._exact_values if boundary is None else boundary.detach().cpu().double()
         on_device = x.to(self.constrained.device)
-        x = self(on_device, boundary).detach().cpu().double()
+        if self._pipeline is not None:
+            on_device = on_device.double()
+        x = self(on_device, boundary, **given).detach().cpu().double()
         return fem.to_function(torch.where(self.constrained.cpu(), values, x), self.space)
 
     def on(self, mesh: Any, bcs: Any = None) -> Decoder:
-        """The decoder into the same element on another mesh, with the same conditions.
+        """The decoder into the same element on another mesh, with the same conditions and promises.
 
         Parameters
         ----------
@@ -137,19 +258,23 @@ class Decoder(nn.Module):
             If the mesh lacks a boundary tag, or values cannot be carried over.
         """
         U = fem.space_on(self.space, mesh)
+        promises = moved_promises(self.promises, self.divergence_space, mesh)
         if bcs is not None:
-            return Decoder(U, bcs)
+            return Decoder(U, bcs, **promises)
         if self._rule is not None:
-            return Decoder(U, self._rule)
+            return Decoder(U, self._rule, **promises)
         pairs = zip(self.bcs, self._captured, strict=True)
-        return Decoder(U, [move_bc(bc, value, U) for bc, value in pairs])
+        return Decoder(U, [move_bc(bc, value, U) for bc, value in pairs], **promises)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
-        shared = [self.space, self._rule, *self.bcs, *self._captured]
+        shared = [
+            self.space, self.latent, self._rule, self.promises, self.kept, *self.bcs,
+            *self.latent_bcs, *self._captured,
+        ]  # fmt: skip
         return deepcopy_sharing(self, memo, shared)
 
-    def _check(self, x: Tensor, what: str) -> None:
-        dim = self.space.dim()
+    def _check(self, x: Tensor, space: Any, what: str) -> None:
+        dim = space.dim()
         if x.ndim not in (1, 2) or x.shape[-1] != dim:
             raise ValueError(
                 f"Got {what} of shape {tuple(x.shape)} for a decoder into "

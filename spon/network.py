@@ -72,15 +72,17 @@ class OperatorNetwork(nn.Module):
         self.processor = processor
         self.decoder = decoder
         inputs = [_field(e.space) for e in encoders]
-        output = _field(decoder.space)
+        output = _field(decoder.latent)
         _configure(processor, inputs, output)
         self.geometry = build_geometry(
-            processor.request(), [e.space for e in encoders], decoder.space, decoder.bcs
+            processor.request(), [e.space for e in encoders], decoder.latent, decoder.latent_bcs
         )
         self.input_norms = nn.ModuleList([Normaliser(*_blocks(e.space)) for e in encoders])
-        # With essential conditions a mean would have to be unlearned at the boundary.
-        sizes, centred = _blocks(decoder.space)
-        self.output_norm = Normaliser(sizes, [c and not decoder.bcs for c in centred])
+        # With essential conditions a mean would have to be unlearned at the boundary; a potential
+        # has none.
+        sizes, centred = _blocks(decoder.latent)
+        free = not decoder.bcs and decoder.latent is decoder.space
+        self.output_norm = Normaliser(sizes, [c and free for c in centred])
         self.to(dtype)
 
     @property
@@ -129,14 +131,15 @@ class OperatorNetwork(nn.Module):
                 self.output_norm.fitted.fill_(True)
                 return
             output = output.to(self.device, self.dtype)
-            self.output_norm.fit(output, self._masses(self.decoder.space))
+            latent = self.decoder.pull_back(output)
+            self.output_norm.fit(latent, self._masses(self.decoder.latent))
 
     def _masses(self, space: Any) -> list[SparseMap] | None:
         # Where the weights serve on any mesh, so must the scales: dofs that are integrals over
         # facets or edges shrink with them, the values of the functions do not.
         return fem.mean_mass(space) if self.processor.mesh_independent else None
 
-    def forward(self, *inputs: Any, boundary: Any = None) -> Any:
+    def forward(self, *inputs: Any, boundary: Any = None, **given: Any) -> Any:
         """Apply the operator.
 
         Parameters
@@ -146,6 +149,8 @@ class OperatorNetwork(nn.Module):
         boundary : Function, sequence of Function or Tensor of shape (batch, U.dim()), optional
             Boundary values for each sample, as functions of the output space; only the dofs that
             the decoder's conditions constrain count.
+        **given : optional
+            Values of the decoder's promises for each sample, as its `forward` takes them.
 
         Returns
         -------
@@ -163,7 +168,7 @@ class OperatorNetwork(nn.Module):
         if all(isinstance(x, Tensor) for x in inputs):
             if boundary is not None and not isinstance(boundary, Tensor):
                 boundary = self._functions_to_boundary(boundary).to(self.device, self.dtype)
-            decoded: Tensor = self.decoder(self._process(inputs), boundary)
+            decoded: Tensor = self.decoder(self._process(inputs), boundary, **given)
             return decoded
         if any(isinstance(x, Tensor) for x in inputs):
             raise TypeError("Give all inputs as functions or all as tensors, not some of each.")
@@ -179,7 +184,7 @@ class OperatorNetwork(nn.Module):
                 raise ValueError(
                     f"Got boundary data for {len(values)} samples and {samples} samples of input."
                 )
-            out = self.decoder.function(self._run(encoded).cpu(), values)
+            out = self.decoder.function(self._run(encoded).cpu(), values, **given)
         return out[0] if single else out
 
     def _process(self, inputs: Sequence[Tensor]) -> Tensor:

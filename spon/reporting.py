@@ -162,6 +162,11 @@ def _violation(net: Any, predictions: Tensor, boundary: Tensor | None) -> float:
     """Measured on the functions that the decoder returns, sample by sample."""
     found = []
     constrained = net.decoder.constrained.cpu()
+    if net.decoder.kept is not None:
+        # Outputs are no latent coefficients, that could be decoded again: compare them as they are.
+        values = net.decoder.values.cpu() if boundary is None else boundary
+        differences = (predictions - values.to(predictions))[:, constrained]
+        return float(differences.abs().max()) if constrained.any() else 0.0
     for rows in torch.arange(len(predictions)).split(_BATCH):
         prescribed = None if boundary is None else boundary[rows]
         functions = net.decoder.function(

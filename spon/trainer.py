@@ -395,11 +395,13 @@ def _encoder(encoder: Any) -> str:
 
 
 def _decoder(decoder: Any) -> str | None:
-    """The output space, and which dofs are prescribed to what."""
+    """The output space, what is promised, and which dofs are prescribed to what."""
     if decoder is None:
         return None
     space = getattr(decoder, "signature", None)
     text = type(decoder).__name__ if space is None else space.describe()
+    promised = getattr(decoder, "promised", "")
+    text += f" with {promised}" if promised else ""
     parts = [getattr(decoder, name, None) for name in ("constrained", "values")]
     if not all(isinstance(part, Tensor) for part in parts):
         return text

@@ -267,7 +267,7 @@ def _calibrate(net: Any, loss: Any, samples: Samples) -> None:
     output: Tensor | None = samples.output
     if not samples.labelled:
         few = samples.take(torch.arange(min(len(samples), _FIRST_STEPS)))
-        zero = few.inputs[0].new_zeros(len(few), net.decoder.space.dim())
+        zero = few.inputs[0].new_zeros(len(few), net.decoder.latent.dim())
         output = loss.first_step(net.decoder(zero, few.boundary), few.inputs)
     net.calibrate(samples.inputs, output)
 

@@ -22,8 +22,10 @@ __all__ = [
     "boundary_violation",
     "captured_value",
     "checked_bcs",
+    "constant_value",
     "essential_values",
     "move_bc",
+    "moved_value",
 ]
 
 
@@ -147,7 +149,7 @@ def bc_to_json(bc: Any) -> dict[str, Any]:
     return {
         "indices": list(bc._indices),
         "sub_domain": sub_domain,
-        "value": _constant(bc._original_arg),
+        "value": constant_value(bc._original_arg),
     }
 
 
@@ -208,7 +210,7 @@ def captured_value(bc: Any) -> Any:
         space = value.function_space()
         # Not `copy`, which fails for a component of a vector function.
         return Function(FunctionSpace(mesh_of(space), space.ufl_element())).interpolate(value)
-    constant = _constant(value)
+    constant = constant_value(value)
     return value if constant is None else constant
 
 
@@ -238,14 +240,21 @@ def move_bc(bc: Any, value: Any, U: Any) -> Any:
             "mesh with bcs=."
         )
     space = _sub_space(U, list(bc._indices))
-    if _constant(value) is None:
-        value = _moved(value, bc.function_space(), space)
+    if constant_value(value) is None:
+        value = moved_value(value, bc.function_space(), space)
     moved = DirichletBC(space, value, bc.sub_domain)
     _check_tags(moved)
     return moved
 
 
-def _moved(value: Any, old: Any, new: Any) -> Any:
+def moved_value(value: Any, old: Any, new: Any) -> Any:
+    """A function or an expression of the coordinates on the mesh of another space.
+
+    Raises
+    ------
+    ValueError
+        If an expression holds functions of the old mesh.
+    """
     try:
         if isinstance(value, Function):
             return assemble(ufl_interpolate(value, FunctionSpace(mesh_of(new), new.ufl_element())))
@@ -262,7 +271,7 @@ def _moved(value: Any, old: Any, new: Any) -> Any:
         ) from error
 
 
-def _constant(value: Any) -> Any:
+def constant_value(value: Any) -> Any:
     """A number or nested lists of numbers, or None where the value is not constant."""
     expression = ufl.as_tensor(value) if isinstance(value, Sequence | np.ndarray) else value
     expression = ufl.as_ufl(expression)

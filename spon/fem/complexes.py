@@ -1,0 +1,187 @@
+"""Which potential belongs to which H(div) or H(curl) space, and what it does not reach.
+
+The sequences are those of finite element exterior calculus (Arnold, Falk and Winther, 2006, *Acta
+Numerica* 15, section 5): the range of one derivative is the kernel of the next, up to a few
+harmonic fields that count the holes of the domain and the pieces of its boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from firedrake import (
+    Constant,
+    DirichletBC,
+    FunctionSpace,
+    TestFunction,
+    TrialFunction,
+    VectorFunctionSpace,
+    assemble,
+    curl,
+    div,
+    dx,
+    grad,
+    inner,
+)
+from firedrake import interpolate as ufl_interpolate
+from scipy.sparse.linalg import splu
+
+from spon.fem.maps import sparse_map
+from spon.fem.spaces import mesh_of, name_of
+
+__all__ = ["Complex", "complex_of", "harmonic_fields", "measure_of", "potential_conditions"]
+
+# Family of the field: (family of the potential, how much higher its degree).
+_FLUXES = {
+    2: {
+        "Raviart-Thomas": ("CG", 0),
+        "Brezzi-Douglas-Marini": ("CG", 1),
+        "RTCF": ("Q", 0),
+    },
+    3: {"Raviart-Thomas": ("N1curl", 0), "Brezzi-Douglas-Marini": ("N1curl", 1)},
+}
+_CIRCULATIONS = {
+    2: {
+        "Nedelec 1st kind H(curl)": ("CG", 0),
+        "Nedelec 2nd kind H(curl)": ("CG", 1),
+        "RTCE": ("Q", 0),
+    },
+    3: {"Nedelec 1st kind H(curl)": ("CG", 0), "Nedelec 2nd kind H(curl)": ("CG", 1)},
+}
+# Below this multiple of the inverse square of the domain's length an eigenvalue is zero.
+_ZERO = 1e-5
+
+
+class Complex(NamedTuple):
+    """Potential, field, and what is zero of the field: ``second o first`` vanishes."""
+
+    potential: Any
+    field: Any
+    last: Any
+    first: sp.csr_matrix  # potential to field, (field.dim(), potential.dim())
+    second: sp.csr_matrix  # moments of the field's derivative, (last.dim(), field.dim())
+    mass: sp.csr_matrix  # of the field
+    what: tuple[str, str]
+
+
+def complex_of(U: Any, divergence: bool) -> Complex:
+    """The sequence in which `U` stands.
+
+    Parameters
+    ----------
+    U : FunctionSpace
+    divergence : bool
+        Whether the divergence is to be known (else the curl).
+
+    Raises
+    ------
+    ValueError
+        If `U` is no space of such a sequence.
+    """
+    mesh = mesh_of(U)
+    gdim = int(mesh.geometric_dimension)
+    element = U.ufl_element()
+    table = (_FLUXES if divergence else _CIRCULATIONS).get(gdim, {})
+    known = table.get(element.family()) if len(U) == 1 else None
+    if known is None or int(mesh.topological_dimension) != gdim:
+        if divergence:
+            raise ValueError(
+                f"A divergence that is known in each cell needs an H(div) space: RT or BDM (RTCF "
+                f"on quadrilaterals), got {name_of(U)} in {gdim}D. Use FunctionSpace(mesh, 'RT', "
+                "k); mixed spaces: a decoder for the part."
+            )
+        raise ValueError(
+            f"curl_free needs an H(curl) space: N1curl or N2curl (RTCE on quadrilaterals), got "
+            f"{name_of(U)} in {gdim}D. Use FunctionSpace(mesh, 'N1curl', k)."
+        )
+    family, higher = known
+    P = FunctionSpace(mesh, family, int(element.degree()) + higher)
+    broken = "DQ" if element.family() in ("RTCF", "RTCE") else "DG"
+    # The derivative lies in polynomials of one degree less than the full ones of the field.
+    lower = int(element.degree()) - 1
+    if divergence:
+        first, second = curl, div
+        what = ("divergence", "normal traces")
+    else:
+        first, second = grad, curl
+        what = ("curl", "tangential traces")
+    space = FunctionSpace if divergence or gdim == 2 else VectorFunctionSpace
+    W = space(mesh, broken, lower)
+    u, w, v = TrialFunction(U), TestFunction(W), TestFunction(U)
+    return Complex(
+        P,
+        U,
+        W,
+        sparse_map(ufl_interpolate(first(TrialFunction(P)), U)).to_scipy(),
+        sparse_map(inner(second(u), w) * dx).to_scipy(),
+        sparse_map(inner(u, v) * dx).to_scipy(),
+        what,
+    )
+
+
+def potential_conditions(P: Any, bcs: Sequence[Any]) -> list[Any]:
+    """Zero conditions for a potential where its field has prescribed traces."""
+    zero = 0.0 if not P.value_shape else [0.0] * P.value_shape[0]
+    return [DirichletBC(P, zero, bc.sub_domain) for bc in bcs]
+
+
+def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Fields without derivative and traces that are orthogonal to those of potentials.
+
+    They are the kernel of ``second^T second + first first^T``, found by inverse iteration.
+
+    Parameters
+    ----------
+    s : Complex
+    trace : array of bool, shape (field.dim(),)
+        Prescribed dofs of the field.
+    fixed : array of bool, shape (potential.dim(),)
+        Dofs of the potential that are zero.
+
+    Returns
+    -------
+    array, shape (field.dim(), b)
+        Orthonormal in L2.
+    """
+    free = np.flatnonzero(~trace)
+    mass = s.mass[free][:, free]
+    w, p = TestFunction(s.last), TestFunction(s.potential)
+    last = sparse_map(inner(TrialFunction(s.last), w) * dx).to_scipy().diagonal()
+    below = sparse_map(inner(TrialFunction(s.potential), p) * dx).to_scipy().diagonal()
+    down = s.second[:, free]
+    up = (s.mass @ s.first[:, ~fixed])[free]
+    hodge = down.T @ sp.diags(1 / last) @ down + up @ sp.diags(1 / below[~fixed]) @ up.T
+    mesh = mesh_of(s.field)
+    length = measure_of(mesh) ** (1.0 / int(mesh.geometric_dimension))
+    shift = 1e-9 / length**2
+    inverse = splu(sp.csc_matrix(hodge + shift * mass))
+    count, rng = 6, np.random.default_rng(0)
+    while True:
+        count = min(count, len(free))
+        x = rng.standard_normal((len(free), count))
+        for _ in range(4):
+            x = _orthonormal(inverse.solve(mass @ x), mass)
+        values, turn = np.linalg.eigh(x.T @ (hodge @ x))
+        zero = values < _ZERO / length**2
+        if not zero.all() or count == len(free):
+            break
+        count *= 2
+    found = np.zeros((s.field.dim(), int(zero.sum())))
+    found[free] = (x @ turn)[:, zero]
+    return found
+
+
+def _orthonormal(x: np.ndarray, mass: sp.csr_matrix) -> np.ndarray:
+    for _ in range(2):
+        x = x / np.sqrt(np.einsum("ij,ij->j", x, mass @ x))
+        values, vectors = np.linalg.eigh(x.T @ (mass @ x))
+        x = x @ (vectors / np.sqrt(np.maximum(values, 1e-14 * values.max())))
+    return x
+
+
+def measure_of(mesh: Any) -> float:
+    """Area or volume of a domain."""
+    return float(assemble(Constant(1.0) * dx(domain=mesh)))

@@ -1,0 +1,171 @@
+"""Bounds that hold everywhere in the cells, through coefficients of Bernstein polynomials."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spon.promises.base import InDouble
+from spon.sparse import SparseMap
+
+__all__ = ["Bounds", "soft_clip"]
+
+
+def soft_clip(x: Tensor, lower: float | None, upper: float | None, margin: float) -> Tensor:
+    """The identity at a distance of `margin` from the bounds, bent towards them outside.
+
+    At ``t * margin`` beyond that, the distance from the bound is ``margin / (1 + t)``. The
+    derivative is continuous and falls with the square of t, not exponentially, so that values far
+    outside come back in training.
+
+    Parameters
+    ----------
+    x : Tensor
+    lower, upper : float or None
+    margin : float
+        Positive; at most half of ``upper - lower``.
+
+    Returns
+    -------
+    Tensor
+    """
+    if lower is not None:
+        t = ((lower + margin) - x).clamp_min(0.0) / margin
+        x = torch.where(t > 0, lower + margin / (1 + t), x)
+    if upper is not None:
+        t = (x - (upper - margin)).clamp_min(0.0) / margin
+        x = torch.where(t > 0, upper - margin / (1 + t), x)
+    return x
+
+
+class Bounds(InDouble):
+    """Bend the Bernstein coefficients into the bounds, and scale them to a mean if one is asked.
+
+    A polynomial lies in the convex hull of its Bernstein coefficients. Functions whose
+    coefficients keep a distance of `margin` from the bounds come back unchanged.
+
+    Parameters
+    ----------
+    to_bernstein, from_bernstein : SparseMap, shapes (nodes, nodes)
+        Change of basis of the scalar space, and its inverse.
+    lower, upper : float or None
+        For each component.
+    margin : float
+    fixed : Tensor of bool, shape (nodes * components,)
+        Prescribed dofs.
+    weights : Tensor, shape (nodes,)
+        Integrals of the Bernstein polynomials over the domain's measure.
+    mean : Tensor, shape (components,), or None
+        Prescribed mean, where none is given at the call.
+    """
+
+    fixed: Tensor
+    weights: Tensor
+    mean: Tensor | None
+
+    def __init__(
+        self,
+        to_bernstein: SparseMap,
+        from_bernstein: SparseMap,
+        lower: float | None,
+        upper: float | None,
+        margin: float,
+        fixed: Tensor,
+        weights: Tensor,
+        mean: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.to_bernstein, self.from_bernstein = to_bernstein, from_bernstein
+        self.lower, self.upper, self.margin = lower, upper, margin
+        nodes = len(weights)
+        self.register_buffer("fixed", fixed.reshape(nodes, -1), persistent=False)
+        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("mean", mean, persistent=False)
+
+    def forward(self, x: Tensor, boundary: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Bound a batch of functions.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, nodes * components)
+        boundary : Tensor, shape (batch, nodes * components) or (nodes * components,)
+            Values on the prescribed dofs.
+        mean : Tensor, shape (batch, components) or (components,), optional
+
+        Returns
+        -------
+        Tensor, shape (batch, nodes * components)
+
+        Raises
+        ------
+        ValueError
+            If prescribed values lie outside the bounds, or no function within them has the mean.
+        """
+        nodes, components = self.fixed.shape
+        values = torch.where(self.fixed.reshape(-1), boundary, x)
+        columns = values.reshape(len(x), nodes, components).transpose(0, 1)
+        raw = self.to_bernstein(columns)
+        fixed = self.fixed[:, None]
+        self._check_fixed(raw, fixed)
+        b = torch.where(fixed, raw, soft_clip(raw, self.lower, self.upper, self.margin))
+        mean = self.mean if mean is None else mean
+        if mean is not None:
+            b = self._with_mean(b, fixed, mean)
+        return self.from_bernstein(b).transpose(0, 1).reshape(len(x), -1)
+
+    def _check_fixed(self, raw: Tensor, fixed: Tensor) -> None:
+        if not bool(self.fixed.any()):
+            return
+        with torch.no_grad():
+            held = raw.masked_select(fixed.expand_as(raw))
+            slack = 1e-6 * self.margin
+            low = self.lower is not None and bool((held < self.lower - slack).any())
+            high = self.upper is not None and bool((held > self.upper + slack).any())
+        if low or high:
+            worst = float(held.min() if low else held.max())
+            raise ValueError(
+                f"Prescribed boundary values contradict the bounds ({self.lower}, {self.upper}): a "
+                f"Bernstein coefficient of the trace is {worst:.6g}. Change the values, or widen "
+                "the bounds."
+            )
+
+    def _with_mean(self, b: Tensor, fixed: Tensor, mean: Tensor) -> Tensor:
+        w = self.weights[:, None, None]
+        held, share = (w * fixed * b).sum(0), (w * ~fixed).sum(0)
+        mu = (mean - held) / share  # what the free coefficients must have on average
+        self._check_mean(mu, mean)
+        now = (w * ~fixed * b).sum(0) / share
+        # Towards a bound by a factor: coefficients stay within, and a right mean changes nothing.
+        # Two passes, since the average itself is rounded.
+        for _ in range(2):
+            b = torch.where(fixed, b, self._scaled(b, now, mu))
+            now = (w * ~fixed * b).sum(0) / share
+        return b
+
+    def _scaled(self, b: Tensor, now: Tensor, mu: Tensor) -> Tensor:
+        if self.upper is None:
+            low = self.lower or 0.0
+            return low + (b - low) * _ratio(mu - low, now - low)
+        down = self.upper - (self.upper - b) * _ratio(self.upper - mu, self.upper - now)
+        if self.lower is None:
+            return down
+        up = self.lower + (b - self.lower) * _ratio(mu - self.lower, now - self.lower)
+        return torch.where(now > mu, up, down)
+
+    def _check_mean(self, mu: Tensor, mean: Tensor) -> None:
+        slack = 1e-9 * self.margin
+        with torch.no_grad():
+            low = self.lower is not None and bool((mu < self.lower - slack).any())
+            high = self.upper is not None and bool((mu > self.upper + slack).any())
+        if low or high:
+            worst = float(mu.min() if low else mu.max())
+            raise ValueError(
+                f"The mean {mean.tolist()} contradicts the bounds ({self.lower}, {self.upper}): "
+                f"with the prescribed boundary values, the rest would have to be {worst:.6g} on "
+                "average. Change the mean, or widen the bounds."
+            )
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    tiny = torch.finfo(b.dtype).tiny
+    return a.clamp_min(0.0) / b.clamp_min(tiny)

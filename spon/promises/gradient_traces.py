@@ -1,0 +1,94 @@
+"""The smallest gradient with given tangential traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from spon.promises.base import InDouble
+from spon.sparse import InverseMap, SparseMap
+
+__all__ = ["GradientTraces"]
+
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+class GradientTraces(InDouble):
+    """Potential on the boundary from traces along it, then the least energy inside.
+
+    Parameters
+    ----------
+    gradient : scipy sparse matrix, shape (dim, latent)
+    mass : scipy sparse matrix, shape (dim, dim)
+    trace : array of bool, shape (dim,)
+        Prescribed dofs.
+    fixed : array of bool, shape (latent,)
+        Dofs of the potential on that part of the boundary.
+    """
+
+    _held: Tensor
+    _outer: Tensor
+    default: Tensor
+
+    def __init__(self, gradient: Any, mass: Any, trace: np.ndarray, fixed: np.ndarray) -> None:
+        super().__init__()
+        along = sp.csr_matrix(gradient[trace][:, fixed])
+        normal = along.T @ along
+        # Each piece of the boundary has its own constant: set one value to zero.
+        _, piece = connected_components(normal, directed=False)
+        pins = np.zeros(len(piece))
+        pins[np.unique(piece, return_index=True)[1]] = normal.diagonal().mean()
+        inner, outer = gradient[:, ~fixed], gradient[:, fixed]
+        self.along, self.gradient = SparseMap(along), SparseMap(gradient)
+        self.normal = InverseMap(normal + sp.diags(pins))
+        self.coupling = SparseMap(sp.csr_matrix(inner.T @ mass @ outer))
+        self.energy = InverseMap(inner.T @ mass @ inner) if inner.shape[1] else None
+        self.register_buffer("_held", torch.from_numpy(np.flatnonzero(trace)), persistent=False)
+        self.register_buffer("_outer", torch.from_numpy(fixed), persistent=False)
+        self.register_buffer("default", torch.zeros(len(trace)).double(), persistent=False)
+
+    def set_default(self, traces: Tensor, source: Tensor) -> None:
+        """Keep the field of these traces, shape (dim,); there is no source."""
+        self.default = self.solve(traces[None])[0]
+
+    def solve(self, traces: Tensor) -> Tensor:
+        """The fields of some traces.
+
+        Parameters
+        ----------
+        traces : Tensor, shape (batch, dim)
+
+        Returns
+        -------
+        Tensor, shape (batch, dim)
+
+        Raises
+        ------
+        ValueError
+            If the traces are those of no gradient.
+        """
+        g = traces[:, self._held].double().T
+        p = self.normal(self.along.T(g))
+        for _ in range(2):
+            p = p + self.normal(self.along.T(g - self.along(p)))
+        miss = (g - self.along(p)).abs().amax(0)
+        if (miss > _TOLERANCE[traces.dtype] * g.abs().amax(0)).any():
+            raise ValueError(
+                f"The prescribed tangential traces contradict curl_free=True: around a closed path "
+                f"on the boundary they do not add up to zero (dofs off by {float(miss.max()):.3g})."
+                " Correct the data, or leave a part of the boundary free."
+            )
+        x = p.new_zeros(len(self._outer), p.shape[1])
+        x[self._outer] = p
+        if self.energy is not None:
+            x[~self._outer] = -self.energy(self.coupling(p))
+        return self.gradient(x).T
+
+    def forward(self, traces: Tensor | None, source: Tensor | None) -> Tensor:
+        """As `solve`; None stands for the default traces."""
+        return self.default[None] if traces is None else self.solve(torch.atleast_2d(traces))

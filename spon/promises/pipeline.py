@@ -1,0 +1,110 @@
+"""Promises one after the other, in the order in which none breaks another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spon.promises.base import InDouble
+from spon.promises.bounds import Bounds
+from spon.promises.gradient_traces import GradientTraces
+from spon.promises.integrals import Integrals
+from spon.promises.particular import Particular
+from spon.promises.potential import Potential
+from spon.promises.symmetric import GroupAverage, Symmetric
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline(InDouble):
+    """From the latent coefficients to a field that keeps all promises.
+
+    Parameters
+    ----------
+    constrained : Tensor of bool, shape (dim,)
+        Prescribed dofs.
+    potential : Potential, optional
+    particular : Particular or GradientTraces, optional
+        The field of the prescribed traces and divergence; what the potential gives has none.
+    symmetric : Symmetric or GroupAverage, optional
+    bounds : Bounds, optional
+    integrals : Integrals, optional
+        Last: its corrections keep what the others promise.
+    """
+
+    constrained: Tensor
+
+    def __init__(
+        self,
+        constrained: Tensor,
+        potential: Potential | None = None,
+        particular: Particular | GradientTraces | None = None,
+        symmetric: Symmetric | GroupAverage | None = None,
+        bounds: Bounds | None = None,
+        integrals: Integrals | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("constrained", constrained, persistent=False)
+        self.potential, self.particular = potential, particular
+        self.symmetric, self.bounds, self.integrals = symmetric, bounds, integrals
+
+    def forward(
+        self,
+        x: Tensor,
+        boundary: Tensor,
+        per_sample: bool = False,
+        divergence: Tensor | None = None,
+        mean: Tensor | None = None,
+        integrals: Tensor | None = None,
+    ) -> Tensor:
+        """Apply all promises in double precision.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, latent)
+            float64.
+        boundary : Tensor, shape (batch, dim) or (dim,)
+            Prescribed values.
+        per_sample : bool, optional
+            Whether `boundary` is other than what the decoder was built with.
+        divergence : Tensor, shape (batch, ...) or (...,), optional
+            Coefficients of the divergence.
+        mean : Tensor, shape (batch, components), optional
+            Means, for `bounds`.
+        integrals : Tensor, shape (batch, m), optional
+            Values of the functionals, for `integrals`.
+
+        Returns
+        -------
+        Tensor, shape (batch, dim)
+        """
+        u = x if self.potential is None else self.potential(x)
+        if self.symmetric is not None:
+            if per_sample:
+                self._check_symmetric(boundary)
+            u = self.symmetric(u)
+        if self.particular is not None:
+            u = u + self.particular(boundary if per_sample else None, divergence)
+        values = boundary.to(u)
+        if self.bounds is not None:
+            u = self.bounds(u, values, mean)
+        u = torch.where(self.constrained, values, u)
+        if self.integrals is not None:
+            loose = any(
+                t is not None and t.dtype == torch.float32
+                for t in (boundary if per_sample else None, divergence, integrals)
+            )
+            u = self.integrals(u, None if integrals is None else integrals.double(), loose)
+        return torch.where(self.constrained, values, u)
+
+    def _check_symmetric(self, boundary: Tensor) -> None:
+        held = torch.where(self.constrained, torch.atleast_2d(boundary), 0.0).double()
+        if self.symmetric is None:
+            return
+        miss = (self.symmetric(held) - held).abs().max()
+        tolerance = 1e-5 if boundary.dtype == torch.float32 else 1e-12
+        if miss > tolerance * held.abs().max():
+            raise ValueError(
+                f"The boundary data are not symmetric (off by {float(miss):.3g}), and the decoder "
+                "promises that its functions are: make the data symmetric."
+            )

@@ -1,0 +1,190 @@
+"""Bounds hold between the nodes too, and functions well inside are not touched."""
+
+import itertools
+from math import factorial
+
+import numpy as np
+import pytest
+import torch
+from families import mesh_of_cells
+from firedrake import (
+    Constant,
+    DirichletBC,
+    Function,
+    FunctionSpace,
+    SpatialCoordinate,
+    VectorFunctionSpace,
+    assemble,
+    ds,
+    dx,
+    sin,
+)
+
+from spon import Decoder, fem
+from spon.promises import soft_clip
+
+SPACES = [
+    (cell, family, degree)
+    for cell in ("triangle", "tetrahedron")
+    for family in ("CG", "DG")
+    for degree in (1, 2, 3, 4)
+]
+SPACES += [("triangle", "DG", 0)]
+
+
+def values_in_cells(f, points):
+    """Values at barycentric points of every cell, shape (cells, points), tabulated by FIAT."""
+    V = f.function_space()
+    element = V.finat_element.fiat_equivalent
+    order = (0,) * (points.shape[1] - 1)
+    table = element.tabulate(0, points[:, 1:])[order]
+    return f.dat.data_ro[V.cell_node_list] @ table
+
+
+def barycentric(cell, n=1000):
+    rng = np.random.default_rng(0)
+    corners = 3 if cell == "triangle" else 4
+    inside = rng.dirichlet(np.ones(corners), size=n)
+    edges = inside.copy()
+    edges[:, 0] = 0
+    edges /= edges.sum(axis=1, keepdims=True)
+    return np.concatenate([inside, edges, np.eye(corners)])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("cell", "family", "degree"), SPACES)
+def test_bounds_hold_at_a_thousand_points_of_each_cell(cell, family, degree, dtype, tolerance):
+    V = FunctionSpace(mesh_of_cells(cell), family, degree)
+    points = barycentric(cell)
+    generator = torch.Generator().manual_seed(0)
+    for lower, upper in ((0.0, 1.0), (-2.0, None), (None, 3.0)):
+        decoder = Decoder(V, bounds=(lower, upper)).to(dtype)
+        for amplitude in (1.0, 1e6):
+            x = amplitude * torch.randn(1, V.dim(), generator=generator, dtype=dtype)
+            (f,) = fem.to_function(decoder(x).double(), V)
+            v = values_in_cells(f, points)
+            size = max(1.0, np.abs(v).max())
+            if lower is not None:
+                assert v.min() >= lower - tolerance * size
+                assert amplitude == 1 or v.min() < lower + 0.05  # the bound is felt
+            if upper is not None:
+                assert v.max() <= upper + tolerance * size
+                assert amplitude == 1 or v.max() > upper - 0.05
+
+
+@pytest.mark.parametrize(("cell", "family", "degree"), SPACES)
+def test_functions_well_inside_come_back_unchanged(cell, family, degree):
+    V = FunctionSpace(mesh_of_cells(cell), family, degree)
+    x = SpatialCoordinate(V.mesh())
+    f = Function(V).interpolate(0.5 + 0.3 * sin(4 * x[0]) * x[1])
+    (g,) = Decoder(V, bounds=(0, 1)).function(fem.to_tensor([f]))
+    np.testing.assert_allclose(g.dat.data_ro, f.dat.data_ro, rtol=0, atol=1e-14)
+    (h,) = Decoder(V, bounds=(0, 1), mean=float(mean(f))).function(fem.to_tensor([f]))
+    np.testing.assert_allclose(h.dat.data_ro, f.dat.data_ro, rtol=0, atol=1e-12)
+
+
+def mean(f):
+    mesh = f.function_space().mesh()
+    return assemble(f * dx) / assemble(Constant(1.0) * dx(domain=mesh))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("cell", ["triangle", "tetrahedron"])
+def test_bounds_mean_and_traces_together(cell, degree, dtype, tolerance):
+    V = FunctionSpace(mesh_of_cells(cell), "CG", degree)
+    x = SpatialCoordinate(V.mesh())
+    points = barycentric(cell)
+    bcs = [DirichletBC(V, 0.9 * x[1], 1), DirichletBC(V, 1.0, 2)]
+    generator = torch.Generator().manual_seed(0)
+    for m, bounds in ((0.5, (0, 1)), (0.4, (0, 1)), (0.7, (0, None)), (0.3, (None, 1))):
+        decoder = Decoder(V, bcs, bounds=bounds, mean=m).to(dtype)
+        z = 10 * torch.randn(2, V.dim(), generator=generator, dtype=dtype)
+        for f in fem.to_function(decoder(z).double(), V):
+            v = values_in_cells(f, points)
+            size = np.abs(v).max()
+            assert mean(f) == pytest.approx(m, abs=tolerance * size)
+            assert bounds[0] is None or v.min() >= bounds[0] - tolerance * size
+            assert bounds[1] is None or v.max() <= bounds[1] + tolerance * size
+            assert assemble((f - 1) ** 2 * ds(2)) <= tolerance**2
+        f, g = decoder.function(z, mean=torch.tensor([0.45, 0.55], dtype=torch.float64))
+        assert mean(f) == pytest.approx(0.45, abs=1e-12) and mean(g) == pytest.approx(0.55)
+
+
+def test_vectors_are_bounded_by_component():
+    V = VectorFunctionSpace(mesh_of_cells("triangle"), "CG", 2)
+    decoder = Decoder(V, DirichletBC(V.sub(0), 0.5, 1), bounds=(-1, 1), mean=(0.1, -0.2))
+    z = 100 * torch.randn(1, V.dim(), generator=torch.Generator().manual_seed(0)).double()
+    (f,) = decoder.function(z)
+    for i, m in enumerate((0.1, -0.2)):
+        component = Function(FunctionSpace(V.mesh(), "CG", 2)).interpolate(f[i])
+        v = values_in_cells(component, barycentric("triangle"))
+        assert -1 - 1e-12 <= v.min() < v.max() <= 1 + 1e-12
+        assert mean(component) == pytest.approx(m, abs=1e-12)
+
+
+@pytest.mark.parametrize("degree", [2, 3, 4])
+@pytest.mark.parametrize("cell", ["triangle", "tetrahedron"])
+def test_the_change_of_basis_gives_bernstein_coefficients(cell, degree):
+    """Evaluated by the Bernstein polynomials' own formula, in the coefficients' own places."""
+    V = FunctionSpace(mesh_of_cells(cell), "CG", degree)
+    bounds = Decoder(V, bounds=(0, 1)).kept.pipeline.bounds
+    x = torch.randn(V.dim(), generator=torch.Generator().manual_seed(0)).double()
+    b = bounds.to_bernstein(x[:, None])[:, 0].numpy()[V.cell_node_list]
+    (f,) = fem.to_function(x[None], V)
+    points = barycentric(cell, 50)
+    wanted = values_in_cells(f, points)
+    corners = points.shape[1]
+    alphas = [a for a in itertools.product(range(degree + 1), repeat=corners) if sum(a) == degree]
+    table = np.array(
+        [
+            factorial(degree) / np.prod([factorial(i) for i in a]) * np.prod(points**a, axis=1)
+            for a in alphas
+        ]
+    )
+    # The same polynomial, whatever the order: coefficients found by a fit are those of the map.
+    found = np.linalg.lstsq(table.T, wanted.T, rcond=None)[0].T
+    np.testing.assert_allclose(np.sort(found, axis=1), np.sort(b, axis=1), rtol=0, atol=1e-9)
+
+
+def test_gradients_are_right_and_reach_values_far_outside():
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 2)
+    bc = DirichletBC(V, 0.5, 1)
+    z = torch.randn(2, V.dim(), generator=torch.Generator().manual_seed(0)).double()
+    z.requires_grad_()
+    for given in ({}, {"mean": 0.4}):
+        assert torch.autograd.gradcheck(Decoder(V, bc, bounds=(0, 1), **given), z)
+    x = torch.tensor([-5.0, -0.01, 0.5, 1.2, 30.0], dtype=torch.float64, requires_grad=True)
+    y = soft_clip(x, 0.0, 1.0, 0.05)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert (slope > 1e-7).all() and slope[2] == 1
+    assert (y > 0).all() and (y < 1).all()
+
+
+def refusals():
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 2)
+    x = SpatialCoordinate(V.mesh())
+    yield lambda: Decoder(V, bounds=(1, 0)), "ascending order"
+    yield lambda: Decoder(V, bounds=(None, None)), "promises nothing"
+    yield lambda: Decoder(V, bounds=(0, 1), flux={1: 1.0}), "not with flux="
+    yield lambda: Decoder(V, DirichletBC(V, 2.0, 1), bounds=(0, 1)), "boundary values contradict"
+    # Between 0 and 1 at the nodes, below zero between them.
+    dip = DirichletBC(V, 20 * (x[1] - 0.2) ** 2 - 0.3, 1)
+    yield lambda: Decoder(V, dip, bounds=(-0.3, 30)), "Bernstein coefficient"
+    yield lambda: Decoder(V, bounds=(0, 1), mean=1.5), "mean .1.5. contradicts the bounds"
+    bc = DirichletBC(V, 1.0, "on_boundary")
+    yield lambda: Decoder(V, bc, bounds=(0, 1), mean=0.01), "with the prescribed boundary values"
+    d = Decoder(V, DirichletBC(V, 0.5, 1), bounds=(0, 1))
+    z, g = torch.zeros(1, V.dim()).double(), torch.full((1, V.dim()), 3.0).double()
+    yield lambda: d(z, g), "boundary values contradict"
+    Q = FunctionSpace(mesh_of_cells("quadrilateral"), "Q", 1)
+    yield (
+        lambda: Decoder(Q, bounds=(0, 1)),
+        "bounds is a promise for CG and DG.*got Q 1",
+    )
+
+
+@pytest.mark.parametrize(("call", "message"), list(refusals()))
+def test_what_cannot_hold_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
