@@ -16,7 +16,7 @@ SMALL = {
     "mlp": {"hidden": [8]},
     "graph": {"channels": 8, "rounds": 2},
     "multigrid": {"channels": 4, "layers": 2, "levels": 3},
-    "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "fields": 2},
+    "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "width": 2},
     "spectral": {"channels": 6, "layers": 2, "modes": 12, "polynomials": 4, "points": 0},
 }
 INDEPENDENT = {

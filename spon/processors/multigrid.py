@@ -282,9 +282,11 @@ class _Step:
 
     def smooth(self, r: Tensor) -> Tensor:
         """A residual to a correction, dual to primal."""
-        out = r @ self.smoother[0]
-        if len(self.smoother) > 1:
-            out = out + _mixed(self.level.stencils(r), self.smoother[1:], r.shape[0])
+        count = len(self.smoother) - 1
+        damping, stencils = self.smoother.split([1, count])
+        out = r @ damping[0]
+        if count:
+            out = out + _mixed(self.level.stencils(r), stencils, r.shape[0])
         return out * self.scaling
 
 
@@ -326,10 +328,11 @@ def _units(gdim: int) -> Tensor:
 def _mixed(stacked: Tensor, weights: Tensor, nodes: int) -> Tensor:
     """Channels mixed term by term and summed, (terms * nodes, batch, in) to (nodes, batch, out)."""
     terms, channels, outputs = weights.shape
-    parts = stacked.reshape(terms, -1, channels)
-    out = parts[0] @ weights[0]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        out = torch.addmm(out, part, weight)
+    # Unbound, not indexed: the gradient of each index would be a whole tensor of zeros.
+    parts, matrices = stacked.reshape(terms, -1, channels).unbind(), weights.unbind()
+    out = parts[0] @ matrices[0]
+    for part, matrix in zip(parts[1:], matrices[1:], strict=True):
+        out = torch.addmm(out, part, matrix)
     return out.reshape(nodes, -1, outputs)
 
 

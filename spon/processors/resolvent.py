@@ -28,7 +28,7 @@ class Resolvent(Processor):
     reads the output, and a linear path from input to output through resolvents alone (its weights
     start at zero).
 
-    A resolvent smooths over a length of sqrt(alpha). A layer mixes the channels into `fields`
+    A resolvent smooths over a length of sqrt(alpha). A layer mixes the channels into `width`
     fields for each alpha and each kind of boundary (values zero where the decoder's conditions
     hold, and a natural boundary), smooths these, and mixes the results and the gradients of those
     with a natural boundary, times sqrt(alpha), back into the channels. All of that is bounded in
@@ -44,7 +44,7 @@ class Resolvent(Processor):
         Number of resolvents, evenly spaced in the logarithm.
     largest, smallest : float, optional
         Range of alpha, in units of the square of the domain's length ``|domain|^(1/gdim)``.
-    fields : int, optional
+    width : int, optional
         Fields that each resolvent of a layer acts on.
     degree : int, optional
         Degree of the latent continuous space; that of the output, but at most 2, if not given.
@@ -59,7 +59,7 @@ class Resolvent(Processor):
     Sums of resolvents are rational functions of the Laplacian, which approximate the solution
     operators of elliptic problems and their fractional powers exponentially well in the number of
     poles (Bonito and Pasciak 2015). The matrices are factorised once; a layer costs
-    ``2 * alphas * fields`` solves for each sample.
+    ``2 * alphas * width`` solves for each sample.
     """
 
     name: ClassVar[str] = "resolvent"
@@ -72,7 +72,7 @@ class Resolvent(Processor):
         alphas: int = 5,
         largest: float = 10.0,
         smallest: float = 1e-3,
-        fields: int = 6,
+        width: int = 6,
         degree: int | None = None,
     ) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Resolvent(Processor):
         self.layers = check_integer("layers", layers)
         self.alphas = check_integer("alphas", alphas)
         self.largest, self.smallest = check_range("largest", largest, "smallest", smallest)
-        self.fields = check_integer("fields", fields)
+        self.width = check_integer("width", width)
         self.degree = None if degree is None else check_integer("degree", degree)
 
     def config(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Resolvent(Processor):
             "alphas": self.alphas,
             "largest": self.largest,
             "smallest": self.smallest,
-            "fields": self.fields,
+            "width": self.width,
             "degree": self.degree,
         }
 
@@ -108,7 +108,7 @@ class Resolvent(Processor):
         c, gdim, out = self.channels, output.gdim, output.channels
         self.lift = _pointwise(total + gdim + 1, 2 * c, c)
         self.hidden = nn.ModuleList(
-            _Layer(c, self.fields, self.alphas, gdim) for _ in range(self.layers)
+            _Layer(c, self.width, self.alphas, gdim) for _ in range(self.layers)
         )
         self.read = _pointwise(c, 2 * c, out)
         self.linear = nn.Parameter(torch.zeros(2, self.alphas, total, out))
@@ -136,7 +136,7 @@ class _Layer(nn.Module):
 
     def __init__(self, channels: int, fields: int, alphas: int, gdim: int) -> None:
         super().__init__()
-        self.fields = fields
+        self.width = fields
         self.split = nn.Parameter(torch.randn(channels, alphas, 2 * fields) / math.sqrt(channels))
         scale = 1.0 / (3.0 * math.sqrt(alphas * fields))
         self.join = nn.Parameter(scale * torch.randn(alphas, 2 * fields, channels))
@@ -148,7 +148,7 @@ class _Layer(nn.Module):
         out: Tensor = self.pointwise(u)
         load = resolvents.mass(torch.einsum("nbc,caf->nbaf", u, self.split))
         for i, alpha in enumerate(resolvents.alphas):
-            loads = load[:, :, i].split(self.fields, dim=-1)
+            loads = load[:, :, i].split(self.width, dim=-1)
             constrained, free = _solve(resolvents, i, *loads)
             out = out + torch.cat([constrained, free], dim=-1) @ self.join[i]
             slopes = math.sqrt(alpha) * resolvents.gradient(free)
