@@ -26,11 +26,15 @@ def levels_of(space, kind, bcs=()):
 def poisson_cycle(gdim, steps):
     """A = K, S = omega diag(K)^-1 for one channel."""
     cycle = VCycle(1, gdim, levels=2, pre=steps, post=steps, stencil=True).double()
+
+    def weight(change, limit):
+        return change / (1.0 - (change / limit) ** 2) ** 0.5
+
     with torch.no_grad():
         cycle.operator.zero_()
-        cycle.operator[0, 0] = -1.0 / 20.0  # takes the lower-order term away
+        cycle.operator[0, 0] = weight(-1.0 / 20.0, 2.0)  # takes the lower-order term away
         cycle.smoother.zero_()
-        cycle.smoother[0, 0] = OMEGA - 0.7
+        cycle.smoother[0, 0] = weight(OMEGA - 0.7, 0.5)
     return cycle
 
 
@@ -116,7 +120,7 @@ def test_lower_degrees_are_levels_as_in_firedrakes_p_multigrid():
 def random_network(space, bcs=(), seed=0, source=None, size=0.05, **options):
     """A network in double precision, every weight moved away from its start."""
     torch.manual_seed(seed)
-    processor = Multigrid(**{"channels": 4, "layers": 2, "levels": 4, **options})
+    processor = Multigrid(**{"channels": 4, "layers": 2, "width": 4, "levels": 4, **options})
     encoder = spon.Encoder(space if source is None else source)
     net = spon.OperatorNetwork(encoder, processor, spon.Decoder(space, bcs), torch.float64)
     with torch.no_grad():
@@ -325,7 +329,7 @@ def trained_error(whole):
     exact = solve(mass.batch(f))
     f, exact = f.float(), (exact / exact.std()).float()
     torch.manual_seed(0)
-    processor = Multigrid(channels=2, layers=1, levels=3, cycles=3)
+    processor = Multigrid(channels=4, layers=1, width=2, levels=3, cycles=3)
     decoder = spon.Decoder(space, bc)
     net = spon.OperatorNetwork(spon.Encoder(space), processor, decoder, torch.float32)
     if not whole:

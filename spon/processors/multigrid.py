@@ -19,6 +19,10 @@ __all__ = ["Multigrid", "VCycle"]
 _SOURCES = ("auto", "meshes", "lattice")
 _ORDER_ONE = 20.0  # about the first eigenvalue of a fixed membrane of unit area
 _DAMPING = 0.7
+# How far weights can go from a smoother that converges. The norm of a change of the smoother or of
+# the stiffness of one half leaves one half of either.
+_LIMIT = 0.5
+_SHIFT_LIMIT = 2.0
 
 
 @register
@@ -27,14 +31,15 @@ class Multigrid(Processor):
 
     Inputs are lifted to `channels` latent fields by a pointwise network that also sees positions
     and the torsion function of the domain. Each of `layers` residual layers turns the fields into
-    a load and applies one V-cycle to it, whose operators and smoothers on each level are learned
-    combinations of fixed matrices; a pointwise map is added. A pointwise network reads the
-    output. On top comes a linear path from input to output through V-cycles alone (its weights
-    start at zero), which learns problems with constant coefficients in a few steps.
+    `width` loads and applies one V-cycle to them, whose operators and smoothers on each level are
+    learned combinations of fixed matrices and couple the loads; the results are mixed into the
+    channels, and a pointwise map is added. A pointwise network reads the output. On top comes a
+    linear path from input to output through V-cycles alone (its weights start at zero), which
+    learns problems with constant coefficients in a few steps.
 
     Before training every cycle is one of -Laplace + c, so that information crosses the domain at
-    once. Half of the channels vanish on the constrained boundary on each level, the others have a
-    natural boundary.
+    once. Half of what a cycle computes vanishes on the constrained boundary on each level, the
+    other half has a natural boundary.
 
     Parameters
     ----------
@@ -42,6 +47,8 @@ class Multigrid(Processor):
         Latent fields.
     layers : int, optional
         Residual layers.
+    width : int, optional
+        Fields in the cycle of a layer, which decide what it costs.
     levels : int, optional
         Sets of weights: for mesh sizes of the domain's length, of half, a quarter ... of it; those
         of a level are interpolated between them, and levels that are finer yet take the last. A
@@ -76,8 +83,9 @@ class Multigrid(Processor):
     made dimensionless by the lumped mass and the local mesh size. Cycles that start from zero need
     no injection of values. Their layer is gelu(cycle(u) + pointwise(u)), here it is added to u.
 
-    A V-cycle is bounded on any mesh as long as its smoothing steps do not amplify: weights far
-    from those of a convergent smoother amplify rough fields once on each level.
+    Smoothing steps that amplify would do so on each level, and the finer the mesh, the more levels.
+    The norms of the changes from a smoother that converges are limited therefore, whatever the
+    weights are.
     """
 
     name: ClassVar[str] = "multigrid"
@@ -87,6 +95,7 @@ class Multigrid(Processor):
         self,
         channels: int = 16,
         layers: int = 3,
+        width: int = 8,
         levels: int = 5,
         pre: int = 1,
         post: int = 1,
@@ -98,6 +107,7 @@ class Multigrid(Processor):
         super().__init__()
         self.channels = check_integer("channels", channels)
         self.layers = check_integer("layers", layers)
+        self.width = check_integer("width", width)
         self.levels = check_integer("levels", levels)
         self.pre = check_integer("pre", pre)
         self.post = check_integer("post", post, least=0)
@@ -111,6 +121,7 @@ class Multigrid(Processor):
         return {
             "channels": self.channels,
             "layers": self.layers,
+            "width": self.width,
             "levels": self.levels,
             "pre": self.pre,
             "post": self.post,
@@ -134,7 +145,9 @@ class Multigrid(Processor):
             return VCycle(channels, gdim, self.levels, *steps, stencil)
 
         self.lift = _pointwise(total + gdim + 1, 2 * c, c)
-        self.hidden = nn.ModuleList(_Layer(c, gdim, cycle(c)) for _ in range(self.layers))
+        self.hidden = nn.ModuleList(
+            _Layer(c, self.width, gdim, cycle(self.width)) for _ in range(self.layers)
+        )
         self.read = _pointwise(c, 2 * c, out)
         # Two fields for each component of the output: one for each kind of boundary.
         self.load = _Load(total, 2 * out, gdim, 1.0 / total)
@@ -177,9 +190,10 @@ class VCycle(nn.Module):
     Attributes
     ----------
     operator : Parameter, shape (levels, terms, channels, channels)
-        Deviation of the operator from -Laplace + c: factors of mass, stiffness and derivatives.
+        Change of the operator from -Laplace + c: factors of mass, stiffness and derivatives.
     smoother : Parameter, shape (levels, 1 + terms, channels, channels) or (levels, 1, ...)
-        Deviation from a damped Jacobi method: factors of the residual and of its stencils.
+        Change from a damped Jacobi method: factors of the residual and of its stencils. The
+        changes that act are these over sqrt(1 + |change|^2 / limit^2) on each level.
     """
 
     def __init__(
@@ -218,10 +232,12 @@ class VCycle(nn.Module):
             Primal, zero on the constrained boundary in the constrained channels.
         """
         shares = hierarchy.shares(len(self.operator)).to(self.operator)
-        operators = torch.tensordot(shares, self.operator, dims=1) + self._laplacian(hierarchy)
-        operators = operators * self.units[:, None, None]
-        smoothers = torch.tensordot(shares, self.smoother, dims=1)
-        smoothers = smoothers + self._jacobi()
+        change = torch.tensordot(shares, self.operator, dims=1)
+        shift, rest = change.split([1, len(self.units) - 1], dim=1)
+        change = torch.cat([_limited(shift, _SHIFT_LIMIT), _limited(rest, _LIMIT)], dim=1)
+        operators = (change + self._laplacian(hierarchy)) * self.units[:, None, None]
+        change = torch.tensordot(shares, self.smoother, dims=1)
+        smoothers = _limited(change, _LIMIT) + self._jacobi()
         steps = [
             _Step(level, a, s, self._mask(level, hierarchy.constrained))
             for level, a, s in zip(hierarchy.levels, operators, smoothers, strict=True)
@@ -308,21 +324,29 @@ class _Load(nn.Module):
 class _Layer(nn.Module):
     """Load, V-cycle and a pointwise map: values to values."""
 
-    def __init__(self, channels: int, gdim: int, cycle: VCycle) -> None:
+    def __init__(self, channels: int, width: int, gdim: int, cycle: VCycle) -> None:
         super().__init__()
-        self.load = _Load(channels, channels, gdim, 0.5 / channels**0.5)
+        self.load = _Load(channels, width, gdim, 0.5 / channels**0.5)
         self.cycle = cycle
+        self.join = nn.Linear(width, channels, bias=False)
         self.pointwise = nn.Linear(channels, channels)
 
     def forward(self, u: Tensor, hierarchy: Hierarchy) -> Tensor:
         """(nodes, batch, channels) to the same."""
-        out: Tensor = self.cycle(self.load(u, hierarchy.levels[0]), hierarchy) + self.pointwise(u)
+        smooth = self.cycle(self.load(u, hierarchy.levels[0]), hierarchy)
+        out: Tensor = self.join(smooth) + self.pointwise(u)
         return out
 
 
 def _units(gdim: int) -> Tensor:
     """Sizes at which mass, stiffness and derivatives weigh alike on smooth functions."""
     return torch.tensor([_ORDER_ONE, 1.0] + gdim * [math.sqrt(_ORDER_ONE)])
+
+
+def _limited(change: Tensor, limit: float) -> Tensor:
+    """Scaled so that its norm on each level, (levels, ...), stays below the limit."""
+    square = change.flatten(1).square().sum(dim=1) / limit**2
+    return change * torch.rsqrt(1.0 + square)[:, None, None, None]
 
 
 def _mixed(stacked: Tensor, weights: Tensor, nodes: int) -> Tensor:
