@@ -120,7 +120,8 @@ def test_lower_degrees_are_levels_as_in_firedrakes_p_multigrid():
 def random_network(space, bcs=(), seed=0, source=None, size=0.05, **options):
     """A network in double precision, every weight moved away from its start."""
     torch.manual_seed(seed)
-    processor = Multigrid(**{"channels": 4, "layers": 2, "width": 4, "levels": 4, **options})
+    small = {"channels": 4, "layers": 2, "width": 4, "levels": 4, "smoother": "stencil"}
+    processor = Multigrid(**{**small, **options})
     encoder = spon.Encoder(space if source is None else source)
     net = spon.OperatorNetwork(encoder, processor, spon.Decoder(space, bcs), torch.float64)
     with torch.no_grad():
@@ -216,6 +217,17 @@ def test_rough_inputs_give_bounded_outputs():
     assert max(sizes["nodes"]) < 1.5 * min(sizes["nodes"])
 
 
+def test_wrong_options_say_what_was_expected():
+    with pytest.raises(ValueError, match="coarse must be one of 'auto', 'meshes', 'lattice'"):
+        Multigrid(coarse="amg")
+    with pytest.raises(ValueError, match="pre must be at least 1"):
+        Multigrid(pre=0)
+    with pytest.raises(ValueError, match="holds no levels"):
+        space = fd.FunctionSpace(fd.UnitSquareMesh(2, 2), "CG", 1)
+        net = random_network(space)
+        net.processor([torch.zeros(9, 1)], build_geometry(GeometryRequest(), [space], space))
+
+
 @pytest.mark.parametrize("kind", ["meshes", "lattice", "auto"])
 def test_corrections_vanish_on_the_constrained_boundary_on_every_level(kind):
     mesh = fd.MeshHierarchy(fd.UnitDiskMesh(1) if kind != "meshes" else fd.UnitSquareMesh(3, 3), 2)
@@ -264,9 +276,10 @@ def test_meshes_that_are_not_nested_are_levels():
 
 
 def test_without_a_hierarchy_the_message_says_how_to_get_one():
-    space = fd.FunctionSpace(fd.UnitSquareMesh(4, 4), "CG", 1)
-    with pytest.raises(ValueError, match=r"MeshHierarchy\(mesh, n\).*coarse='lattice'"):
-        levels_of(space, "meshes")
+    for degree in (1, 2):
+        space = fd.FunctionSpace(fd.UnitSquareMesh(4, 4), "CG", degree)
+        with pytest.raises(ValueError, match=r"MeshHierarchy\(mesh, n\).*coarse='lattice'"):
+            levels_of(space, "meshes")
     wrong = fd.NonNestedHierarchy(fd.UnitSquareMesh(8, 8), fd.UnitSquareMesh(2, 2))[-1]
     with pytest.raises(ValueError, match="from coarse to fine"):
         levels_of(fd.FunctionSpace(wrong, "CG", 1), "meshes")
@@ -276,6 +289,32 @@ def test_without_a_hierarchy_the_message_says_how_to_get_one():
             levels_of(periodic, kind)
     refined = fd.MeshHierarchy(fd.PeriodicUnitSquareMesh(4, 4), 1)[-1]
     assert len(levels_of(fd.FunctionSpace(refined, "CG", 1), "auto")) == 2
+
+
+def test_any_weights_leave_a_cycle_bounded_under_refinement():
+    sizes = []
+    for n in (8, 16, 32, 64):
+        space = fd.FunctionSpace(fd.UnitSquareMesh(n, n), "CG", 1)
+        hierarchy = levels_of(space, "lattice", [fd.DirichletBC(space, 0.0, 1)])
+        torch.manual_seed(1)
+        cycle = VCycle(4, 2, levels=3, pre=1, post=1, stencil=True).double()
+        with torch.no_grad():
+            for weight in cycle.parameters():
+                weight.normal_(0.0, 10.0)
+            f = column(smooth(space))[:, :, None].expand(-1, 1, 4)
+            mass = hierarchy.levels[0].forms(f)[: space.dim()]
+            sizes.append(float(cycle(mass, hierarchy).square().mean().sqrt()))
+    assert max(sizes) < 2.0 * sizes[0]
+
+
+@pytest.mark.parametrize("gdim", [1, 2])
+def test_thin_domains_have_lattices(gdim):
+    mesh = fd.UnitIntervalMesh(20) if gdim == 1 else fd.RectangleMesh(30, 3, 10.0, 1.0)
+    space = fd.FunctionSpace(mesh, "CG", 1)
+    hierarchy = levels_of(space, "lattice", [fd.DirichletBC(space, 0.0, 1)])
+    counts = [level.nodes for level in hierarchy.levels]
+    assert len(counts) > 2 and all(fine > coarse for fine, coarse in itertools.pairwise(counts))
+    assert all(bool(torch.isfinite(level.scaling).all()) for level in hierarchy.levels)
 
 
 def test_lattices_do_not_depend_on_the_mesh():
@@ -301,6 +340,7 @@ def test_a_file_and_another_mesh_keep_the_network(tmp_path):
     x = torch.randn(3, space.dim(), dtype=torch.float64)
     assert torch.equal(again(x), net(x))
     assert again.processor.config() == net.processor.config()
+    assert [len(net.on(mesh).geometry.hierarchy) for mesh in meshes] == [1, 2, 3]
     single = net.on(meshes[2]).to(torch.float32)
     assert len(single.geometry.hierarchy) == 3
     assert single(torch.randn(2, 289)).dtype == torch.float32
@@ -329,7 +369,7 @@ def trained_error(whole):
     exact = solve(mass.batch(f))
     f, exact = f.float(), (exact / exact.std()).float()
     torch.manual_seed(0)
-    processor = Multigrid(channels=4, layers=1, width=2, levels=3, cycles=3)
+    processor = Multigrid(channels=4, layers=1, width=2, levels=3)
     decoder = spon.Decoder(space, bc)
     net = spon.OperatorNetwork(spon.Encoder(space), processor, decoder, torch.float32)
     if not whole:

@@ -114,7 +114,7 @@ def build_hierarchy(
     """
     meshes = _coarser_meshes(mesh_of(space)) if kind != "lattice" else []
     degree = int(np.max(space.ufl_element().embedded_superdegree))
-    if kind == "meshes" and not meshes and degree == 1:
+    if kind == "meshes" and get_level(mesh_of(space))[0] is None:
         raise ValueError(
             f"The mesh of {space} belongs to no hierarchy. Refine a coarse mesh with "
             "MeshHierarchy(mesh, n), or collect meshes of the same domain, coarse ones first, in "

@@ -57,9 +57,9 @@ class Multigrid(Processor):
         Smoothing steps before and after the coarse correction.
     cycles : int, optional
         V-cycles of the linear path, one after the other with the same weights.
-    smoother : {"stencil", "diagonal"}, optional
-        "stencil" smooths with learned stencils, "diagonal" with a learned multiple of the inverse
-        diagonal, mixed between channels, at two thirds of the cost.
+    smoother : {"diagonal", "stencil"}, optional
+        "diagonal" (default) smooths with learned multiples of the inverse diagonal, mixed between
+        fields; "stencil" with learned stencils on top, for half as many products again.
     coarse : {"auto", "meshes", "lattice"}, optional
         Where coarse levels come from. "meshes": lower degrees on the mesh, then the coarser meshes
         of the ``MeshHierarchy`` or ``NonNestedHierarchy`` that the output's mesh belongs to.
@@ -80,7 +80,7 @@ class Multigrid(Processor):
     He, Liu and Xu (2024), *MgNO: Efficient parameterization of linear operators via multigrid*,
     algorithm 1, on finite elements: A = sum_k K_k Theta_k with K_k the mass, the stiffness and the
     derivative matrices, S = diag(K)^-1 (Theta_0 + sum_k Theta_k C_k) with the same matrices C_k
-    made dimensionless by the lumped mass and the local mesh size. Cycles that start from zero need
+    made dimensionless by the lumped mass and the local mesh size, or Theta_0 alone. Cycles that start from zero need
     no injection of values. Their layer is gelu(cycle(u) + pointwise(u)), here it is added to u.
 
     Smoothing steps that amplify would do so on each level, and the finer the mesh, the more levels.
@@ -99,8 +99,8 @@ class Multigrid(Processor):
         levels: int = 5,
         pre: int = 1,
         post: int = 1,
-        cycles: int = 2,
-        smoother: str = "stencil",
+        cycles: int = 3,
+        smoother: str = "diagonal",
         coarse: str = "auto",
         degree: int | None = None,
     ) -> None:

@@ -68,11 +68,11 @@ class Resolvent(Processor):
     def __init__(
         self,
         channels: int = 24,
-        layers: int = 4,
+        layers: int = 3,
         alphas: int = 5,
         largest: float = 10.0,
         smallest: float = 1e-3,
-        width: int = 6,
+        width: int = 2,
         degree: int | None = None,
     ) -> None:
         super().__init__()
