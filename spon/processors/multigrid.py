@@ -80,8 +80,9 @@ class Multigrid(Processor):
     He, Liu and Xu (2024), *MgNO: Efficient parameterization of linear operators via multigrid*,
     algorithm 1, on finite elements: A = sum_k K_k Theta_k with K_k the mass, the stiffness and the
     derivative matrices, S = diag(K)^-1 (Theta_0 + sum_k Theta_k C_k) with the same matrices C_k
-    made dimensionless by the lumped mass and the local mesh size, or Theta_0 alone. Cycles that start from zero need
-    no injection of values. Their layer is gelu(cycle(u) + pointwise(u)), here it is added to u.
+    made dimensionless by the lumped mass and the local mesh size, or Theta_0 alone. Cycles that
+    start from zero need no injection of values. Their layer is gelu(cycle(u) + pointwise(u)), here
+    it is added to u.
 
     Smoothing steps that amplify would do so on each level, and the finer the mesh, the more levels.
     The norms of the changes from a smoother that converges are limited therefore, whatever the
