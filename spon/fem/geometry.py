@@ -22,9 +22,12 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.fem.eigen import cutoff_window, eigenpairs
+from spon.fem.hierarchy import build_hierarchy
 from spon.fem.maps import sparse_map
+from spon.fem.resolvents import build_resolvents
 from spon.fem.spaces import mesh_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Graph, Spectrum
+from spon.processors.levels import Hierarchy, Resolvents
 from spon.sparse import SparseMap
 
 __all__ = ["build_geometry"]
@@ -57,7 +60,8 @@ def build_geometry(
     Raises
     ------
     ValueError
-        If the spaces live on different meshes, or the conditions leave no node free.
+        If the spaces live on different meshes, the conditions leave no node free, or there is
+        nothing to build coarse levels from.
     NotImplementedError
         If the mesh is distributed over several processes.
     """
@@ -88,6 +92,8 @@ def build_geometry(
         patches=None if patches is None else SparseMap(patches),
         patch_basis=patch_basis,
         graph=_graph(latent) if request.edges else None,
+        hierarchy=_hierarchy(request.levels, latent, fixed) if request.levels else None,
+        resolvents=_resolvents(request.alphas, latent, fixed) if request.alphas else None,
     )
 
 
@@ -139,6 +145,10 @@ class _Latent:
         u, v = fd.TrialFunction(self.space), fd.TestFunction(self.space)
         stiffness = sparse_map(fd.inner(fd.grad(u), fd.grad(v)) * fd.dx).to_scipy()
         return stiffness, sparse_map(u * v * fd.dx).to_scipy()
+
+    def gradient(self) -> sp.csr_matrix:
+        """Mean gradient around each node, (nodes * gdim, nodes)."""
+        return self.lift(fd.grad(fd.TrialFunction(self.space)), (self.gdim,))
 
     def vector_forms(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
         """Stiffness and mass matrix of vector fields, components one after the other.
@@ -205,8 +215,9 @@ def _basis(
     forms = latent.forms()
     nothing = np.zeros(len(latent.weights), dtype=bool)
     free = _spectrum(request.modes, latent, *forms, nothing)
-    derivative = latent.lift(fd.grad(fd.TrialFunction(latent.space)), (latent.gdim,))
-    gradient = (derivative @ free.synthesis.numpy()).reshape(len(nothing), -1) * latent.length
+    gradient = (latent.gradient() @ free.synthesis.numpy()).reshape(
+        len(nothing), -1
+    ) * latent.length
     free = Spectrum(free.eigenvalues, free.window, free.analysis, free.synthesis, _tensor(gradient))
     if request.vector:
         fixed = _fixed_components(latent, output_space, bcs)
@@ -256,6 +267,15 @@ def _torsion(latent: _Latent, fixed: NDArray[np.bool_]) -> NDArray[np.float64]:
         t[free] = splu(sp.csc_matrix(stiffness[free][:, free])).solve(load[free])
         t /= t.max()
     return t
+
+
+def _hierarchy(kind: str, latent: _Latent, fixed: NDArray[np.bool_]) -> Hierarchy:
+    where = latent.positions()
+    return build_hierarchy(kind, latent.space, latent.weights, where, fixed, latent.length)
+
+
+def _resolvents(alphas: Sequence[float], latent: _Latent, fixed: NDArray[np.bool_]) -> Resolvents:
+    return build_resolvents(alphas, *latent.forms(), latent.gradient(), fixed, latent.length)
 
 
 def _patches(latent: _Latent, count: int) -> sp.csr_matrix | None:

@@ -11,6 +11,8 @@ from spon.processors.base import (
 )
 from spon.processors.graph import Graph
 from spon.processors.mlp import MLP
+from spon.processors.multigrid import Multigrid
+from spon.processors.resolvent import Resolvent
 from spon.processors.spectral import Spectral
 
 __all__ = [
@@ -19,7 +21,9 @@ __all__ = [
     "Geometry",
     "GeometryRequest",
     "Graph",
+    "Multigrid",
     "Processor",
+    "Resolvent",
     "Spectral",
     "available",
     "create",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from spon.processors.levels import Hierarchy, Resolvents
 from spon.sparse import SparseMap
 
 __all__ = [
@@ -69,6 +70,10 @@ class GeometryRequest:
         About this many patches of nodes for the inner layers; 0 for the nodes themselves.
     edges : bool
         The graph of latent nodes that share a cell.
+    levels : {"", "auto", "meshes", "lattice"}
+        What multigrid levels are made from; none by default.
+    alphas : tuple of float
+        Resolvents of the Laplacian, in units of the square of the domain's length.
     """
 
     nodes: bool = True
@@ -77,6 +82,8 @@ class GeometryRequest:
     vector: bool = False
     points: int = 0
     edges: bool = False
+    levels: str = ""
+    alphas: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON-able values."""
@@ -85,7 +92,8 @@ class GeometryRequest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GeometryRequest:
         """Build a request from what `to_json` returned."""
-        return cls(**data)
+        # JSON has no tuples.
+        return cls(**{**data, "alphas": tuple(data.get("alphas", ()))})
 
 
 class Spectrum(nn.Module):
@@ -210,6 +218,9 @@ class Geometry(nn.Module):
     patch_basis : Basis or None
         The same eigenfunctions, averaged over the patches.
     graph : Graph or None
+    hierarchy : Hierarchy or None
+        Multigrid levels; the finest one has the latent nodes.
+    resolvents : Resolvents or None
     """
 
     positions: Tensor
@@ -227,6 +238,8 @@ class Geometry(nn.Module):
         patches: SparseMap | None = None,
         patch_basis: Basis | None = None,
         graph: Graph | None = None,
+        hierarchy: Hierarchy | None = None,
+        resolvents: Resolvents | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("positions", positions, persistent=False)
@@ -238,6 +251,8 @@ class Geometry(nn.Module):
         self.patches = patches
         self.patch_basis = patch_basis
         self.graph = graph
+        self.hierarchy = hierarchy
+        self.resolvents = resolvents
 
     @property
     def nodes(self) -> int:

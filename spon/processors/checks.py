@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["check_choice", "check_integer", "check_widths"]
+__all__ = ["check_choice", "check_integer", "check_range", "check_widths"]
 
 
 def check_integer(name: str, value: Any, least: int = 1) -> int:
@@ -36,6 +37,24 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     return str(value)
+
+
+def check_range(upper: str, high: Any, lower: str, low: Any) -> tuple[float, float]:
+    """Return `high` and `low` if they are positive, finite, and in that order or equal.
+
+    Raises
+    ------
+    TypeError
+        If one is no number.
+    ValueError
+        If they are out of order, or not positive and finite.
+    """
+    for name, value in ((upper, high), (lower, low)):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not (0.0 < low <= high and math.isfinite(high)):
+        raise ValueError(f"Expected 0 < {lower} <= {upper}, got {lower}={low} and {upper}={high}.")
+    return float(high), float(low)
 
 
 def check_widths(name: str, value: Any) -> list[int]:
