@@ -84,8 +84,7 @@ for axis, name, values in (
 ):
     shear = rve.field(values[:, 2], "shear stress")
     colours = tripcolor(shear, axes=axis, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axis.set_title(f"shear stress, MPa: {name}")
-    axis.set_aspect("equal")
+    axis.set(title=f"shear stress, MPa: {name}", aspect="equal")
     figure.colorbar(colours, ax=axis)
 figure.savefig(OUT / "cell.png", dpi=120, bbox_inches="tight")
 report = {

@@ -44,7 +44,7 @@ class Decoder(nn.Module):
         Conditions on `U` or its sub-spaces. Their values are taken when the decoder is built. A
         callable takes the space and returns the conditions; it is called again by `on`.
     divergence_free : bool, optional
-        div u = 0 at each point; `U` is RT or BDM (RTCF). The processor then makes a potential.
+        div u = 0 at each point; `U` is RT or BDM (RTCF). See `through`.
     curl_free : bool, optional
         curl u = 0 at each point; `U` is N1curl or N2curl (RTCE).
     divergence : number, UFL expression, Function, or callable, optional
@@ -66,6 +66,12 @@ class Decoder(nn.Module):
     symmetry : sequence of (A, b), optional
         The maps x -> A x + b of a finite group that leave u as it is; vectors turn with them. `U`
         is scalar or vector valued CG or DG on simplices, on a mesh that the maps leave as it is.
+    through : {"potential", "projection"}, optional
+        How a divergence or a curl is kept. "potential": the processor makes a potential, u is its
+        derivative: sparse products, and derivatives magnify errors. "projection": the processor
+        makes a field in `U`, u is the nearest one that keeps the promises (L2): never less
+        accurate than what was projected, for a solve with a stored factorisation in each call;
+        not for curls in 3D.
 
     Attributes
     ----------
@@ -101,6 +107,7 @@ class Decoder(nn.Module):
         bounds: tuple[float | None, float | None] | None = None,
         symmetric: bool = False,
         symmetry: Sequence[tuple[Any, Any]] | None = None,
+        through: str = "potential",
     ) -> None:
         super().__init__()
         fem.require_primal_space(U, "A Decoder")
@@ -119,7 +126,7 @@ class Decoder(nn.Module):
         self._exact_values = torch.from_numpy(values)
         self.promises = Specification(
             divergence_free, curl_free, divergence, mean, tuple(integrals or ()),
-            dict(flux or {}), bounds, symmetric, tuple(symmetry or ()),
+            dict(flux or {}), bounds, symmetric, tuple(symmetry or ()), through,
         )  # fmt: skip
         # What was made of the promises; None if there are none.
         self.kept: KeptPromises | None = None
@@ -186,7 +193,9 @@ class Decoder(nn.Module):
             return ""
         data, tensors = promises_to_json(self.promises, self.kept)
         text = json.dumps(data).encode() + b"".join(t.numpy().tobytes() for t in tensors.values())
-        names = ", ".join(name for name, value in data.items() if value or name in tensors)
+        names = ", ".join(
+            name for name, value in data.items() if name != "through" and (value or name in tensors)
+        )
         return f"{names} [{hashlib.blake2b(text, digest_size=4).hexdigest()}]"
 
     @property

@@ -30,7 +30,7 @@ from spon.fem.complexes import (
 from spon.fem.constraints import essential_values
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, to_tensor
-from spon.promises import GradientTraces, Particular, Potential
+from spon.promises import GradientTraces, Particular, Potential, Projection
 from spon.sparse import SparseMap
 
 __all__ = ["Kernel"]
@@ -45,20 +45,26 @@ class Kernel:
     bcs : sequence of DirichletBC on `U`
     divergence : bool
         Divergence or curl.
+    through : {"potential", "projection"}, optional
 
     Attributes
     ----------
     latent : FunctionSpace
-        Of the potential, and of a vector field beside it where there are harmonic fields.
+        Of the potential, and of a vector field beside it where there are harmonic fields; `U`
+        for a projection.
     bcs : list of DirichletBC on `latent`
-    potential : Potential
+    potential : Potential or Projection
     particular : Particular, GradientTraces or None
         None where nothing is prescribed.
     unreached : int
         Number of independent harmonic fields whose amount cannot be read off that field.
     """
 
-    def __init__(self, U: Any, bcs: Sequence[Any], divergence: bool) -> None:
+    potential: Potential | Projection
+
+    def __init__(
+        self, U: Any, bcs: Sequence[Any], divergence: bool, through: str = "potential"
+    ) -> None:
         self.complex = s = complex_of(U, divergence)
         self.divergence = divergence
         self.gdim = int(mesh_of(U).geometric_dimension)
@@ -79,6 +85,15 @@ class Kernel:
         self.particular: Particular | GradientTraces | None = self.saddle
         if self.saddle is None and self.trace.any():
             self.particular = GradientTraces(s.first, s.mass, self.trace, self.fixed)
+        if through == "projection":
+            if self.saddle is None:
+                raise ValueError(
+                    "Curls in 3D are not projected (their moments are not independent): leave out "
+                    'through="projection".'
+                )
+            self.latent, self.bcs, self.unreached = U, list(bcs), 0
+            self.potential = Projection(self.saddle, SparseMap(s.mass))
+            return
         self.harmonic = self._harmonic()
         reading, self.unreached = np.zeros((0, s.potential.dim())), 0
         if self.harmonic.shape[1]:
@@ -195,6 +210,8 @@ class Kernel:
         Tensor, shape (batch, latent.dim())
         """
         s = self.complex
+        if isinstance(self.potential, Projection):
+            return u
         fields = u.detach().cpu().double().numpy()
         if self.particular is not None:
             fields = fields - self.particular.default.cpu().numpy()

@@ -70,7 +70,7 @@ class KeptPromises:
         potential = particular = bounds = integrals = None
         symmetric: Symmetric | GroupAverage | None = None
         if given.has_field:
-            self.kernel = Kernel(U, bcs, not given.curl_free)
+            self.kernel = Kernel(U, bcs, not given.curl_free, given.through)
             self.latent, self.latent_bcs = self.kernel.latent, self.kernel.bcs
             potential, particular = self.kernel.potential, self.kernel.particular
             self.source = torch.zeros(self.kernel.complex.last.dim(), dtype=torch.float64)

@@ -46,6 +46,7 @@ def promises_to_json(
         "flux": [[tag, float(value)] for tag, value in given.flux.items()],
         "bounds": None if given.bounds is None else list(given.bounds),
         "symmetric": given.symmetric,
+        "through": given.through,
         "symmetry": [
             [np.asarray(part, dtype=float).tolist() for part in g] for g in given.symmetry
         ],

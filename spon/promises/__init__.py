@@ -10,6 +10,7 @@ from spon.promises.integrals import Integrals
 from spon.promises.particular import Particular
 from spon.promises.pipeline import Pipeline
 from spon.promises.potential import Potential
+from spon.promises.projection import Projection
 from spon.promises.specification import Specification
 from spon.promises.symmetric import GroupAverage, Symmetric
 
@@ -22,6 +23,7 @@ __all__ = [
     "Particular",
     "Pipeline",
     "Potential",
+    "Projection",
     "Promise",
     "Specification",
     "Symmetric",

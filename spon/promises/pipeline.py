@@ -11,6 +11,7 @@ from spon.promises.gradient_traces import GradientTraces
 from spon.promises.integrals import Integrals
 from spon.promises.particular import Particular
 from spon.promises.potential import Potential
+from spon.promises.projection import Projection
 from spon.promises.symmetric import GroupAverage, Symmetric
 
 __all__ = ["Pipeline"]
@@ -23,7 +24,7 @@ class Pipeline(InDouble):
     ----------
     constrained : Tensor of bool, shape (dim,)
         Prescribed dofs.
-    potential : Potential, optional
+    potential : Potential or Projection, optional
     particular : Particular or GradientTraces, optional
         The field of the prescribed traces and divergence; what the potential gives has none.
     symmetric : Symmetric or GroupAverage, optional
@@ -37,7 +38,7 @@ class Pipeline(InDouble):
     def __init__(
         self,
         constrained: Tensor,
-        potential: Potential | None = None,
+        potential: Potential | Projection | None = None,
         particular: Particular | GradientTraces | None = None,
         symmetric: Symmetric | GroupAverage | None = None,
         bounds: Bounds | None = None,

@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["Specification"]
 
+_THROUGH = ("potential", "projection")
+
 
 @dataclass(frozen=True)
 class Specification:
@@ -23,6 +25,7 @@ class Specification:
     bounds: tuple[float | None, float | None] | None = None
     symmetric: bool = False
     symmetry: Sequence[tuple[Any, Any]] = ()
+    through: str = "potential"
 
     @property
     def empty(self) -> bool:
@@ -63,6 +66,13 @@ class Specification:
         ValueError
             Naming the two, and what to do.
         """
+        if self.through not in _THROUGH:
+            raise ValueError(f"through must be one of {_THROUGH}, got {self.through!r}.")
+        if self.through == "projection" and not self.has_field:
+            raise ValueError(
+                'through="projection" says how a divergence or a curl is kept, and none is '
+                "promised: leave it out."
+            )
         if self.divergence_free and self.divergence is not None:
             raise ValueError(
                 "divergence_free=True and divergence= contradict each other: give one; "
