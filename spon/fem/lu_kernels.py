@@ -17,6 +17,8 @@ from pyop2.compilation import load
 from pyop2.mpi import COMM_SELF
 from torch import Tensor
 
+from spon.fem.compiler import widest
+
 __all__ = ["LANES", "call", "library"]
 
 LANES = 8  # float64 numbers in the widest vector register in use
@@ -231,7 +233,7 @@ void multiply(int n, int count, int64_t step, int transposed, const int *p, cons
 @cache
 def library() -> Any:
     """The compiled loops; compiled once a machine and kept in Firedrake's cache of kernels."""
-    loops = load(_SOURCE, "c", comm=COMM_SELF)
+    loops = load(widest(_SOURCE), "c", comm=COMM_SELF)
     loops.row_pattern.restype = ctypes.c_int64
     return loops
 

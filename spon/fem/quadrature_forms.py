@@ -13,6 +13,7 @@ from pyop2.exceptions import CompilationError
 from pyop2.mpi import COMM_SELF
 from torch import Tensor
 
+from spon.fem.compiler import widest
 from spon.fem.entities import Entities, block_size, node_count
 from spon.fem.lowering import ARGUMENT, IntegralGraph, integrals_of
 from spon.fem.snapshot import Snapshot
@@ -115,7 +116,7 @@ def _integral(built: IntegralGraph, space: Any) -> Integral | None:
 def _compiled(code: str) -> Any:
     """A library, by the compiler that Firedrake compiles its kernels with; None without one."""
     try:
-        return load(code, "c", ldargs=("-lm",), comm=COMM_SELF)
+        return load(widest(code), "c", ldargs=("-lm",), comm=COMM_SELF)
     except (CompilationError, OSError):
         return None
 
