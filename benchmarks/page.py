@@ -405,10 +405,12 @@ def draw_curves():
     record = load("surrogates-curves")
     rows, chosen = record["results"], record["settings"]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    names = dict.fromkeys(r["surrogate"] for r in rows)
+    colours = {name: f"C{i}" for i, name in enumerate(names)}
     for axis, along, across in zip(
         axes, ("snapshots", "modes"), ("modes", "snapshots"), strict=True
     ):
-        for name in dict.fromkeys(r["surrogate"] for r in rows):
+        for name, colour in colours.items():
             found = sorted(
                 (r[along], r["stress"]["mean"], r["stress"]["largest"])
                 for r in rows
@@ -416,17 +418,17 @@ def draw_curves():
             )
             if any(x is None for x, *_ in found):
                 ((_, mean, _),) = found
-                axis.axhline(100 * mean, label=name, color="0.4", linestyle=":")
+                axis.axhline(100 * mean, label=name, color=colour, linestyle=":")
             elif found:
                 x, mean, largest = zip(*found, strict=True)
-                (line,) = axis.loglog(x, [100 * v for v in mean], "o-", label=name)
-                axis.loglog(x, [100 * v for v in largest], "--", color=line.get_color(), lw=0.8)
+                axis.loglog(x, [100 * v for v in mean], "o-", color=colour, label=name)
+                axis.loglog(x, [100 * v for v in largest], "--", color=colour, lw=0.8)
         axis.set_xlabel(f"{along} ({chosen[f'fixed_{across}']} {across})")
         axis.set_xticks(sorted({r[along] for r in rows if r[along]}))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("error of the homogenised stress, %: mean, largest (dashed)")
+    axes[0].set_ylabel("error of the stress, %: mean (largest dashed)")
     axes[0].legend(fontsize=8)
     path = ROOT / "docs" / "images" / "surrogate_curves.png"
     figure.savefig(path.with_suffix(".tmp"), dpi=110, format="png")
