@@ -255,7 +255,7 @@ def fe2_headline():
         )
     lines += [
         "",
-        "\\* Against full FE² with the cells of `meshes/`, which have a quarter of the dofs. "
+        "\\* Against full FE² with the cells of `meshes/`, which have a quarter to a third of the dofs. "
         f"Measured on {where(record)}.",
     ]
     return "\n".join(lines)
