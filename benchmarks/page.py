@@ -255,8 +255,8 @@ def fe2_headline():
         )
     lines += [
         "",
-        "\\* Against full FE² with the cells of `meshes/`, which have a quarter to a third of the dofs. "
-        f"Measured on {where(record)}.",
+        "\\* Against full FE² with the cells of `meshes/`, which have a quarter to a third of the "
+        f"dofs. Measured on {where(record)}.",
     ]
     return "\n".join(lines)
 
