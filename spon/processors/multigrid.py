@@ -13,6 +13,7 @@ from torch.nn.functional import gelu
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_choice, check_integer
 from spon.processors.levels import Hierarchy, Level
+from spon.processors.pointwise import pointwise
 
 __all__ = ["Multigrid", "VCycle"]
 
@@ -145,11 +146,11 @@ class Multigrid(Processor):
             steps, stencil = (self.pre, self.post), self.smoother == "stencil"
             return VCycle(channels, gdim, self.levels, *steps, stencil)
 
-        self.lift = _pointwise(total + gdim + 1, 2 * c, c)
+        self.lift = pointwise(total + gdim + 1, 2 * c, c)
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, gdim, cycle(self.width)) for _ in range(self.layers)
         )
-        self.read = _pointwise(c, 2 * c, out)
+        self.read = pointwise(c, 2 * c, out)
         # Two fields for each component of the output: one for each kind of boundary.
         self.load = _Load(total, 2 * out, gdim, 1.0 / total)
         self.linear = cycle(2 * out)
@@ -359,7 +360,3 @@ def _mixed(stacked: Tensor, weights: Tensor, nodes: int) -> Tensor:
     for part, matrix in zip(parts[1:], matrices[1:], strict=True):
         out = torch.addmm(out, part, matrix)
     return out.reshape(nodes, -1, outputs)
-
-
-def _pointwise(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))

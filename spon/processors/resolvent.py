@@ -13,6 +13,7 @@ from torch.nn.functional import gelu
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_integer, check_range
 from spon.processors.levels import Resolvents
+from spon.processors.pointwise import pointwise
 
 __all__ = ["Resolvent"]
 
@@ -106,11 +107,11 @@ class Resolvent(Processor):
         """Create the weights."""
         total = sum(field.channels for field in inputs)
         c, gdim, out = self.channels, output.gdim, output.channels
-        self.lift = _pointwise(total + gdim + 1, 2 * c, c)
+        self.lift = pointwise(total + gdim + 1, 2 * c, c)
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, self.alphas, gdim) for _ in range(self.layers)
         )
-        self.read = _pointwise(c, 2 * c, out)
+        self.read = pointwise(c, 2 * c, out)
         self.linear = nn.Parameter(torch.zeros(2, self.alphas, total, out))
 
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
@@ -170,7 +171,3 @@ def _solve(
         return one, two
     one = (1.0 + _ORDER_ONE * alpha) * resolvents.constrained[index](constrained)
     return one, resolvents.free[index](free)
-
-
-def _pointwise(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))

@@ -26,6 +26,7 @@ from spon.processors.base import (
     register,
 )
 from spon.processors.checks import check_choice, check_integer
+from spon.processors.pointwise import pointwise
 
 __all__ = ["Spectral"]
 
@@ -140,11 +141,11 @@ class Spectral(Processor):
         largest = 1.5 * 4.0 * math.pi**2 * (self.modes / ball) ** (2.0 / gdim)
         components = [field.channels for field in inputs]
         c, hidden = self.channels, 2 * self.channels
-        self.lift = _pointwise(sum(components) + gdim + 1, hidden, c)
+        self.lift = pointwise(sum(components) + gdim + 1, hidden, c)
         self.hidden = nn.ModuleList(
             _Layer(c, group, gdim, self.polynomials, largest) for _ in range(self.layers)
         )
-        self.read = _pointwise(c, hidden, output.channels)
+        self.read = pointwise(c, hidden, output.channels)
         self.linear = _LinearPath(components, output.channels, group, self.polynomials, largest)
 
     def _wants_vectors(self, output: Field) -> bool:
@@ -336,7 +337,3 @@ def _synthesise(table: Tensor, coefficients: Tensor, group: int) -> Tensor:
     modes, batch, fields = coefficients.shape
     x = (table @ coefficients.reshape(modes, -1)).reshape(group, -1, batch, fields)
     return x.permute(1, 2, 0, 3).reshape(-1, batch, group * fields) if group > 1 else x[0]
-
-
-def _pointwise(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
