@@ -13,8 +13,17 @@ from torch import Tensor
 from spon import fem
 from spon.signature import SpaceSignature
 
-__all__ = ["compare_identities", "describe_law", "identity", "joined_identities", "varied"]
+__all__ = [
+    "STRETCHES",
+    "compare_identities",
+    "describe_law",
+    "identity",
+    "joined_identities",
+    "varied",
+]
 
+# Key that marks an RVE of which only the answers to right stretch tensors are known.
+STRETCHES = "stretches"
 _LEAST, _MOST = "from", "to"  # of a number that is a range
 
 

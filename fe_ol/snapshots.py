@@ -17,7 +17,7 @@ from mpi4py import MPI
 from torch import Tensor
 from tqdm import tqdm
 
-from fe_ol.identity import compare_identities, identity, joined_identities, varied
+from fe_ol.identity import STRETCHES, compare_identities, identity, joined_identities, varied
 from fe_ol.sampling import sample_strains, sample_stretches
 from fe_ol.voigt import rest_strain
 from spon.fem.problem import SOLVE_FAILURES
@@ -54,8 +54,7 @@ class Snapshots:
         The samples that could not be solved, with the solver's message.
     rve : dict
         What the RVE was: see `fe_ol.identity.identity`, and `joined_identities` for `joined` ones.
-    stretches : bool
-        Whether the deformation gradients are right stretch tensors, for `Objective` materials.
+        Marked where the deformation gradients are right stretch tensors, as surrogates of them are.
     """
 
     strain: Tensor
@@ -68,7 +67,11 @@ class Snapshots:
     indices: list[int] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     rve: dict[str, Any] = field(default_factory=dict)
-    stretches: bool = False
+
+    @property
+    def stretches(self) -> bool:
+        """Whether the deformation gradients are right stretch tensors, for `Objective`."""
+        return bool(self.rve.get(STRETCHES, False))
 
     def __len__(self) -> int:
         return len(self.strain)
@@ -113,7 +116,6 @@ class Snapshots:
             indices=[*self.indices, *range(first, first + len(strain))],
             failures=self.failures,
             rve=self.rve,
-            stretches=self.stretches,
         )
 
     def draw(self, n: int, seed: int) -> Tensor:
@@ -170,7 +172,6 @@ class Snapshots:
             indices=list(range(len(arrays["strain"]))),
             failures=[failure for part in parts for failure in part.failures],
             rve=rve,
-            stretches=first.stretches,
         )
 
     @classmethod
@@ -237,9 +238,8 @@ class Snapshots:
                 "know no rotations: leave out stretches."
             )
         strain = reference + _samples(n, rve.dim, reference, radius, seed, method, stretches)
-        run = {"n": n, "radius": radius, "seed": seed, "method": method, "rve": identity(rve)}
-        if stretches:  # runs that were begun before there were any go on
-            run["stretches"] = True
+        known = identity(rve) | ({STRETCHES: True} if stretches else {})
+        run = {"n": n, "radius": radius, "seed": seed, "method": method, "rve": known}
         if path is None:
             solved = {
                 i: _solve(rve, strain[i]) for i in tqdm(range(n), "rve", disable=not progress)
@@ -287,7 +287,6 @@ class Snapshots:
             indices=list(good),
             failures=failures,
             rve=run["rve"],
-            stretches=run.get("stretches", False),
         )
 
     @classmethod
@@ -298,7 +297,7 @@ class Snapshots:
             for key in ("radius", "seed", "method")
             if getattr(found, key) != run[key]
         ]
-        if found.stretches != run.get("stretches", False):
+        if found.stretches != run["rve"].get(STRETCHES, False):
             lines.append(f"stretches is {found.stretches}, not {not found.stretches}")
         if len(found) + len(found.failures) != run["n"]:
             lines.append(f"n is {len(found) + len(found.failures)}, not {run['n']}")
@@ -350,7 +349,6 @@ class Snapshots:
             "indices": self.indices,
             "failures": self.failures,
             "rve": self.rve,
-            "stretches": self.stretches,
         }
         with replaced(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["format"], file.attrs["version"] = _FORMAT, _VERSION

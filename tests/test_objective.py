@@ -271,6 +271,9 @@ def test_what_is_refused() -> None:
         Objective(LAW)(torch.tensor([[1.0, 0, 0, 1.0], [-1.0, 0, 0, 1.0]], dtype=torch.float64))
     with pytest.raises(ValueError, match="laws of this RVE are of small strains"):
         Snapshots.sample(shared_rve(), 2, stretches=True, progress=False)
+    for knows_stretches_only in (network(), Guarded(network(), cell(), tolerance=0.02)):
+        with pytest.raises(ValueError, match=r"made of stretches .* fe_ol.Objective\(material\)"):
+            bar(knows_stretches_only, 0.05)
     plastic = J2Plasticity(5.0, 2.0, yield_stress=1.0, hardening=0.1)
     with pytest.raises(ValueError, match="small strains"):
         Objective(plastic)

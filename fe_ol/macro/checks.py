@@ -9,6 +9,8 @@ from typing import Any
 import firedrake as fd
 import numpy as np
 
+from fe_ol.identity import STRETCHES
+
 __all__ = ["checked_materials", "checked_space", "listed", "load_factors", "problem_space"]
 
 
@@ -102,6 +104,12 @@ def checked_materials(material: Any, dim: int) -> dict[int, Any]:
             raise TypeError(
                 f"A material is called with strains and has the attributes dim, finite and history "
                 f"(fe_ol.materials.Material); {type(m).__name__} has not."
+            )
+        source = getattr(getattr(m, "surrogate", m), "source", None)
+        if isinstance(source, dict) and source.get(STRETCHES, False):
+            raise ValueError(
+                f"{type(m).__name__} was made of stretches and knows no rotations: give the "
+                "problem fe_ol.Objective(material), which turns it with the body."
             )
         if getattr(m, "dim", None) not in (None, dim):
             raise ValueError(
