@@ -1,0 +1,198 @@
+"""The comparison of operator networks: its loop, its records, its rivals, and one problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# Beside the repository, where it is there at all.
+DARCY = Path(os.environ.get("SPON_DARCY") or ROOT.parent / "shared" / "data" / "darcy")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from operator_learning import harness, problems, training  # noqa: E402
+from operator_learning.ours import OURS  # noqa: E402
+from operator_learning.rivals import RIVALS, missing  # noqa: E402
+
+
+def relative(prediction, target):
+    return (prediction - target).norm(dim=1) / target.norm(dim=1)
+
+
+def square_level(n):
+    """n x n points of the unit square, without any finite elements."""
+    corner = np.arange(n * n).reshape(n, n)
+    cells = [corner[:-1, :-1], corner[1:, :-1], corner[:-1, 1:], corner[1:, 1:]]
+    points = np.stack(np.divmod(np.arange(n * n), n), axis=1) / n
+    return problems.Level(
+        name=str(n), inputs=n * n, outputs=n * n, points=torch.from_numpy(points).float(),
+        edges=problems.pairs(np.stack([c.ravel() for c in cells], axis=1)),
+        grid=problems.Grid((n, n)), error=relative,
+    )  # fmt: skip
+
+
+class Smoothing(problems.Problem):
+    """Five-point means of random smooth functions: every network can learn something of it."""
+
+    title = "smoothing"
+
+    @classmethod
+    def make(cls, n=12, samples=40):
+        waves = torch.cos(torch.pi * torch.outer(torch.arange(n) / n, torch.arange(3.0)))
+        random = torch.randn(samples, 3, 3, generator=torch.Generator().manual_seed(0))
+        x = waves @ random @ waves.T
+        y = sum(torch.roll(x, shift, axis) for axis in (1, 2) for shift in (-1, 1)) / 4 + x
+        data = problems.Samples(x.flatten(1), y.flatten(1), square_level(n))
+        half = samples // 2
+        return cls("smoothing", data[:half], data[half:], {"same": data[half:]}, 1.0, 3)
+
+    def solvers(self, quick):
+        return []
+
+
+def test_pairs_are_the_neighbours_of_each_point():
+    edges = problems.pairs([[0, 1, 2], [1, 2, 3]])
+    neighbours = {r: sorted(edges[0][edges[1] == r].tolist()) for r in range(4)}
+    assert neighbours == {0: [1, 2], 1: [0, 2, 3], 2: [0, 1, 3], 3: [1, 2]}
+
+
+def test_the_rate_rises_and_falls():
+    rates = [training.rate(x) for x in np.linspace(0, 1, 101)]
+    top = int(np.argmax(rates))
+    assert rates[top] == pytest.approx(1) and rates[-1] == pytest.approx(0, abs=1e-12)
+    assert np.all(np.diff(rates[: top + 1]) > 0) and np.all(np.diff(rates[top:]) < 0)
+
+
+def test_a_training_ends_by_epochs_or_by_seconds_and_keeps_the_best_weights():
+    problem = Smoothing.make()
+    model = RIVALS["message passing"].build(problem, channels=8, rounds=1)
+    data = (problem.train, problem.validation, training.Optimiser(lr=2e-2, batch_size=5))
+    long = training.train(model, *data, training.Budget(1000.0, 6), 0)
+    assert long["epochs"] == 6 and long["steps"] == 24
+    assert long["validation"] == min(e for _, e in long["curve"]) < 0.9
+    error = relative(training.predict(model, problem.validation), problem.validation.y).mean()
+    assert float(error) == pytest.approx(long["validation"], rel=1e-5)
+    short = training.train(model, *data, training.Budget(0.05, 10**6), 0)
+    assert 0.05 <= short["cpu_seconds"] < 0.5
+
+
+def test_a_training_that_diverges_is_a_result_too(tmp_path):
+    problem = Smoothing.make()
+    network = harness.Network("wild", lambda p: _Wild(), lambda p: [{"model": {}, "training": {}}])
+    records = harness.Records(tmp_path / "runs.jsonl")
+    plan = harness.Plan(training.Budget(1.0, 2), seeds=(0,))
+    assert harness.compare(problem, [network], plan, records) == []
+    assert json.loads((tmp_path / "runs.jsonl").read_text())["validation"] is None
+
+
+class _Wild(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, x, level):
+        return super().forward(x[..., None])[..., 0] / 0.0
+
+
+def test_finished_runs_are_not_run_again(tmp_path):
+    problem, made = Smoothing.make(), []
+
+    def build(p, **options):
+        made.append(options)
+        return RIVALS["POD + MLP"].build(p, **options)
+
+    def settings(p):
+        return [{"model": {"inputs": 8, "outputs": k, "width": 8}, "training": {}} for k in (2, 8)]
+
+    network = harness.Network("pod", build, settings)
+    plan = harness.Plan(training.Budget(60.0, 3), seeds=(0, 1, 2))
+    path = tmp_path / "runs.jsonl"
+    first = harness.compare(problem, [network], plan, harness.Records(path))
+    assert len(made) == 5
+    (result,) = first
+    assert result["best"] == min(result["tried"], key=lambda t: t["validation"])["setting"]
+    errors = [r["tests"]["same"]["error"]["mean"] for r in result["runs"]]
+    found = result["summary"]["same"]["error"]
+    assert found["mean"] == pytest.approx(np.mean(errors))
+    assert found["deviation"] == pytest.approx(np.std(errors, ddof=1))
+    # A kill in the middle of the last line costs that run alone.
+    text = path.read_text()
+    path.write_text(text[: text.rindex('"tests"')])
+    second = harness.compare(problem, [network], plan, harness.Records(path))
+    assert len(made) == 6 and len(harness.Records(path)._known) == 5
+    assert harness.compare(problem, [network], plan, harness.Records(path)) == second
+    harness.compare(problem, [network], plan, harness.Records(path, frozenset({"pod"})))
+    assert len(made) == 11
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_learns(name):
+    if name in missing():
+        pytest.skip(f"{name} needs the extra 'benchmarks'")
+    problem = Smoothing.make()
+    settings = RIVALS[name].settings(problem)
+    assert len(settings) >= 6
+    for setting in settings:
+        torch.manual_seed(0)
+        model = RIVALS[name].build(problem, **setting["model"])
+        assert model(problem.train.x[:2], problem.level).shape == (2, problem.level.outputs)
+    optimiser = training.Optimiser(**settings[0]["training"])
+    torch.manual_seed(0)
+    model = RIVALS[name].build(problem, **settings[0]["model"])
+    before = float(relative(training.predict(model, problem.train), problem.train.y).mean())
+    training.train(model, problem.train, problem.train, optimiser, training.Budget(60.0, 15), 0)
+    after = float(relative(training.predict(model, problem.train), problem.train.y).mean())
+    assert after < 0.9 * before
+
+
+def test_every_network_has_six_settings():
+    for name, network in {**OURS, **RIVALS}.items():
+        settings = network.settings(Smoothing.make())
+        assert len(settings) >= 6, name
+        assert len({json.dumps(s, sort_keys=True) for s in settings}) == len(settings), name
+        for setting in settings:
+            training.Optimiser(**setting["training"])
+
+
+def test_a_missing_rival_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "neuralop", None)
+    assert {"FNO", "TFNO"} <= set(missing())
+    with pytest.raises(ImportError, match=r"comes from neuraloperator, .*'\.\[benchmarks\]'"):
+        RIVALS["FNO"].build(Smoothing.make(), modes=4, width=4)
+
+
+def command(*arguments):
+    script = ROOT / "benchmarks" / "operator_learning" / "run.py"
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+
+
+def test_missing_data_are_named(monkeypatch):
+    run = command("--problem", "small_darcy", "--data", "nowhere")
+    assert run.returncode == 1 and "nowhere does not hold darcy_train_16.npz" in run.stderr
+    monkeypatch.delenv("SPON_DARCY", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"--data or the environment variable SPON_DARCY"):
+        problems.make("small_darcy")
+
+
+@pytest.mark.skipif(not DARCY.is_dir(), reason=f"the small Darcy set is not here: no {DARCY}")
+def test_the_small_darcy_set_from_end_to_end(tmp_path):
+    output = tmp_path / "result.json"
+    networks = "Spectral,message passing,POD + MLP"
+    run = command("--problem", "small_darcy", "--quick", "--data", DARCY, "--networks", networks,
+                  "--cache", tmp_path, "--output", output)  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = json.loads(output.read_text())
+    assert [n["network"] for n in record["results"]["networks"]] == networks.split(",")
+    for network in record["results"]["networks"]:
+        assert network["summary"]["runs"] == 2
+        for test in ("16", "32"):
+            assert 0.05 < network["summary"][test]["error"]["mean"] < 2
+    # The set's own equation on its own points: what is known of the coefficient limits it.
+    best = min(r["error"] for r in record["results"]["solvers"] if r["test"] == "32")
+    assert best < 0.1
