@@ -17,9 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DARCY = Path(os.environ.get("SPON_DARCY") or ROOT.parent / "shared" / "data" / "darcy")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from operator_learning import harness, problems, training  # noqa: E402
+from operator_learning import harness, poisson, problems, small_darcy, training  # noqa: E402
 from operator_learning.ours import OURS  # noqa: E402
 from operator_learning.rivals import RIVALS, missing  # noqa: E402
+
+from spon import fem  # noqa: E402
 
 
 def relative(prediction, target):
@@ -196,3 +198,66 @@ def test_the_small_darcy_set_from_end_to_end(tmp_path):
     # The set's own equation on its own points: what is known of the coefficient limits it.
     best = min(r["error"] for r in record["results"]["solvers"] if r["test"] == "32")
     assert best < 0.1
+
+
+def linear(points):
+    return 1 + 2 * points[:, 0] - 3 * points[:, 1]
+
+
+@pytest.mark.parametrize(("degree", "cells"), [(1, 5), (2, 3)])
+def test_the_lattice_of_the_square_is_an_image(degree, cells):
+    level = poisson._level(cells, degree)
+    image = level.grid.image(linear(level.points)[None])
+    side = cells * degree + 1
+    at = torch.linspace(0, 1, side)
+    expected = 1 + 2 * at[:, None] - 3 * at[None]
+    torch.testing.assert_close(image[0, 0], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(level.grid.values(image)[0], linear(level.points))
+    assert level.grid.ends[0] == pytest.approx(1 + 1 / (side - 1))
+
+
+def test_the_floor_of_the_space_lies_below_the_finite_element_solution():
+    floors = []
+    for cells in (32, 64):  # a quarter of it
+        problem = problems.make("poisson", quick=True, cells=cells)
+        floor = problem.floors()
+        assert 0 < floor["best_approximation"] < floor["finite_elements"]
+        exact = problem.measures("unseen", problem.tests["unseen"].y)
+        assert float(exact["error"].max()) < 1e-12
+        assert float(exact["against_reference"].mean()) == pytest.approx(floor["finite_elements"])
+        floors.append(floor)
+    assert floors[1]["finite_elements"] < 0.5 * floors[0]["finite_elements"]
+
+
+def test_the_plate_as_an_image_and_on_the_finer_mesh():
+    problem = problems.make("darcy_holes", quick=True)
+    coarse, fine = problem.level, problem.tests["refined"].level
+    for level in (coarse, fine):
+        width, height = level.grid.shape
+        x, y = np.linspace(0, 2, width), np.linspace(0, 1, height)
+        image = torch.from_numpy(1 + 2 * x[:, None] - 3 * y[None]).float()[None, None]
+        torch.testing.assert_close(level.grid.values(image)[0], linear(level.points))
+        assert 0.75 < float(level.grid.mask.mean()) < 0.95
+        ones = level.grid.image(torch.ones(1, level.inputs)).flatten()
+        torch.testing.assert_close(ones, level.grid.mask)
+        points = level.to_points.batch(torch.ones(1, level.inputs))
+        torch.testing.assert_close(points, torch.ones(1, level.outputs))
+    lifted = fine.prolong.batch(linear(coarse.points)[None])[0]
+    torch.testing.assert_close(lifted, linear(fine.points))
+    both = [problem.tests[key].x for key in ("mesh", "refined")]
+    torch.testing.assert_close(fine.restrict.batch(both[1]), both[0])
+
+
+def test_the_half_open_grid_and_bilinear_functions():
+    coarse = small_darcy._level(4)
+    fine = small_darcy._level(8, coarse)
+    bump = torch.sin(torch.pi * coarse.points).prod(1)[None]
+    u = coarse.output_coefficients(bump)
+    torch.testing.assert_close(coarse.values(u), bump)
+    function = fem.to_function(u[0].double(), coarse.U)
+    at = fem.evaluation_map(coarse.U, fine.points.numpy())(fem.to_tensor(function))
+    torch.testing.assert_close(fine.prolong.batch(bump)[0], at.float())
+    x = torch.arange(64.0)[None]
+    expected = torch.arange(64).reshape(8, 8)[::2, ::2].flatten().float()
+    torch.testing.assert_close(fine.restrict.batch(x)[0], expected)
+    torch.testing.assert_close(fine.values(fine.coefficients(x)), x)
