@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DARCY = Path(os.environ.get("SPON_DARCY") or ROOT.parent / "shared" / "data" / "darcy")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from operator_learning import harness, poisson, problems, small_darcy, training  # noqa: E402
+from operator_learning import (  # noqa: E402
+    harness,
+    poisson,
+    problems,
+    report,
+    small_darcy,
+    training,
+)
 from operator_learning.ours import OURS  # noqa: E402
 from operator_learning.rivals import RIVALS, missing  # noqa: E402
 
@@ -102,7 +110,7 @@ class _Wild(torch.nn.Linear):
         return super().forward(x[..., None])[..., 0] / 0.0
 
 
-def test_finished_runs_are_not_run_again(tmp_path):
+def test_finished_runs_are_not_run_again(tmp_path, capsys):
     problem, made = Smoothing.make(), []
 
     def build(p, **options):
@@ -131,6 +139,11 @@ def test_finished_runs_are_not_run_again(tmp_path):
     assert harness.compare(problem, [network], plan, harness.Records(path)) == second
     harness.compare(problem, [network], plan, harness.Records(path, frozenset({"pod"})))
     assert len(made) == 11
+    # Of another code they count, with a word about it.
+    capsys.readouterr()
+    other = replace(network, sources=(__file__,))
+    harness.compare(problem, [other], plan, harness.Records(path))
+    assert len(made) == 11 and "made by other code" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -198,6 +211,20 @@ def test_the_small_darcy_set_from_end_to_end(tmp_path):
     # The set's own equation on its own points: what is known of the coefficient limits it.
     best = min(r["error"] for r in record["results"]["solvers"] if r["test"] == "32")
     assert best < 0.1
+    (line,) = [x for x in report.network_table(record).splitlines() if "POD + MLP |" in x]
+    pod = record["results"]["networks"][2]["summary"]
+    assert f"{100 * pod['32']['error']['mean']:.3g}%" in line
+    assert "**Spectral** | 2 |" in report.setting_table(record)
+    assert "32 x 32, unseen" in report.solver_table(record)
+    report.picture("small_darcy", record, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_problems_and_their_blocks_on_the_page():
+    assert set(report.NAMES) == set(problems.PROBLEMS)
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    for name in report.blocks(lambda record: ""):
+        assert f"<!-- {name} -->" in page
 
 
 def linear(points):

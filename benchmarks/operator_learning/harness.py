@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from operator_learning import training
 from operator_learning.problems import Problem, Samples
 from operator_learning.training import Budget, Optimiser, predict, train
 
@@ -41,6 +42,8 @@ class Network:
     ours : bool
     note : str
         What a reader should know of how it is used.
+    sources : tuple of path
+        Files whose change makes finished runs doubtful.
     """
 
     name: str
@@ -48,6 +51,13 @@ class Network:
     settings: Callable[[Problem], list[dict[str, Any]]]
     ours: bool = False
     note: str = ""
+    sources: tuple[str, ...] = ()
+
+    @property
+    def code(self) -> str:
+        """A digest of the sources and of the training loop."""
+        files = (*self.sources, training.__file__)
+        return hashlib.sha256(b"".join(Path(f).read_bytes() for f in files)).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,12 @@ def run(
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     known = records.get(key)
     if known is not None:
+        if known.get("code") != network.code:
+            print(
+                f"{network.name}: a finished run was made by other code than this; "
+                f"--again '{network.name}' runs it anew",
+                flush=True,
+            )
         return known
     torch.manual_seed(seed)
     start = time.process_time()
@@ -207,6 +223,7 @@ def run(
     record = {
         "key": key,
         **identity,
+        "code": network.code,
         "weights": sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters()),
         "setup_seconds": setup,
         **trained,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -59,7 +60,9 @@ def processor(
     def build(problem: Problem, **options: Any) -> nn.Module:
         return Operator(problem, kind, options)
 
-    return Network(name, build, partial(_settings, tried), ours=True, note=note)
+    module = inspect.getfile(type(spon.processors.create(kind, {})))
+    settings = partial(_settings, tried)
+    return Network(name, build, settings, ours=True, note=note, sources=(module,))
 
 
 def _settings(

@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -377,6 +378,7 @@ def _pod_settings(problem: Problem) -> list[dict[str, Any]]:
         {"inputs": 200, "outputs": 100, "width": 256},
         {"inputs": 64, "outputs": 64, "width": 128, "depth": 4},
         {"inputs": 200, "outputs": 100, "width": 512},
+        {"inputs": 400, "outputs": 200, "width": 0, "depth": 0},  # linear
     ]
     trainings = [
         {"lr": 1e-3, "weight_decay": 1e-2},
@@ -385,6 +387,7 @@ def _pod_settings(problem: Problem) -> list[dict[str, Any]]:
         {"lr": 2e-3, "weight_decay": 1e-2},
         {"lr": 3e-3, "weight_decay": 1e-2},
         {"lr": 5e-4, "weight_decay": 1.0},
+        {"lr": 3e-3, "weight_decay": 1e-2},
     ]
     return _settings(models, trainings, batch_size=32)
 
@@ -409,20 +412,22 @@ def _settings(
     ]
 
 
+_rival = partial(Network, sources=(__file__,))
+
 RIVALS = {
     network.name: network
     for network in (
-        Network("FNO", fno, _fno_settings, note="neuraloperator"),
-        Network("TFNO", fno, _tfno_settings, note="neuraloperator, Tucker factorisation"),
-        Network(
+        _rival("FNO", fno, _fno_settings, note="neuraloperator"),
+        _rival("TFNO", fno, _tfno_settings, note="neuraloperator, Tucker factorisation"),
+        _rival(
             "DeepONet",
             deeponet,
             _deeponet_settings,
             note="deepxde; inputs of another level are brought to that of training, the trunk is "
             "asked at the points of the other",
         ),
-        Network("message passing", _message_passing, _message_passing_settings),
-        Network(
+        _rival("message passing", _message_passing, _message_passing_settings),
+        _rival(
             "POD + MLP",
             _pod,
             _pod_settings,
