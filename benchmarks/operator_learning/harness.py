@@ -23,7 +23,10 @@ from operator_learning import training
 from operator_learning.problems import Problem, Samples
 from operator_learning.training import Budget, Optimiser, predict, train
 
-__all__ = ["Network", "Plan", "Records", "compare"]
+__all__ = ["Network", "Plan", "Records", "Tried", "compare", "settings"]
+
+# Options of the network and options of `Optimiser`, for each setting.
+Tried = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ class Records:
         return bool(data) and not data.endswith(b"\n")
 
 
+def settings(tried: Tried, batch_size: int = 16) -> list[dict[str, Any]]:
+    """What `Network.settings` returns, with a batch size for those that do not say theirs."""
+    return [{"model": m, "training": {"batch_size": batch_size, **t}} for m, t in tried]
+
+
 def compare(
     problem: Problem, networks: Sequence[Network], plan: Plan, records: Records
 ) -> list[dict[str, Any]]:
@@ -150,10 +158,9 @@ def compare(
     """
     found = []
     for network in networks:
-        settings = network.settings(problem)[: plan.settings]
         tried = [
             run(problem, network, setting, plan.tuning_seed, plan.tuning_budget, records)
-            for setting in settings
+            for setting in network.settings(problem)[: plan.settings]
         ]
         if all(r["validation"] is None for r in tried):
             print(f"{network.name}: no setting could be trained", flush=True)

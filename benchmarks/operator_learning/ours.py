@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 import spon
-from operator_learning.harness import Network
+from operator_learning.harness import Network, Tried, settings
 from operator_learning.problems import Level, Problem
 
 __all__ = ["OURS", "Operator", "processor"]
@@ -42,9 +41,7 @@ class Operator(nn.Module):
         return level.values(self._moved[level.name](level.coefficients(x)))
 
 
-def processor(
-    name: str, kind: str, tried: Sequence[tuple[dict[str, Any], dict[str, Any]]], note: str = ""
-) -> Network:
+def processor(name: str, kind: str, tried: Tried, note: str = "") -> Network:
     """An entry of the comparison.
 
     Parameters
@@ -53,7 +50,7 @@ def processor(
         In tables and on the command line.
     kind : str
         In the registry of processors.
-    tried : sequence of (processor options, training options)
+    tried : sequence of (processor options, options of `training.Optimiser`)
     note : str, optional
     """
 
@@ -61,18 +58,14 @@ def processor(
         return Operator(problem, kind, options)
 
     module = inspect.getfile(type(spon.processors.create(kind, {})))
-    settings = partial(_settings, tried)
-    return Network(name, build, settings, ours=True, note=note, sources=(module,))
+    return Network(name, build, partial(_settings, tried), ours=True, note=note, sources=(module,))
 
 
-def _settings(
-    tried: Sequence[tuple[dict[str, Any], dict[str, Any]]], problem: Problem
-) -> list[dict[str, Any]]:
-    size = 8 if problem.level.outputs > 1000 else 16
-    return [{"model": dict(m), "training": {"batch_size": size, **t}} for m, t in tried]
+def _settings(tried: Tried, problem: Problem) -> list[dict[str, Any]]:
+    return settings(tried, batch_size=8 if problem.level.outputs > 1000 else 16)
 
 
-_SPECTRAL = [
+_SPECTRAL: Tried = [
     ({"channels": 24, "layers": 4, "modes": 100}, {"lr": 4e-3, "weight_decay": 1e-4}),
     ({"channels": 24, "layers": 4, "modes": 100}, {"lr": 4e-3, "weight_decay": 1e-1}),
     ({"channels": 32, "layers": 4, "modes": 150}, {"lr": 4e-3, "weight_decay": 1e-1}),
@@ -80,7 +73,7 @@ _SPECTRAL = [
     ({"channels": 48, "layers": 4, "modes": 100}, {"lr": 3e-3, "weight_decay": 1e-1}),
     ({"channels": 16, "layers": 3, "modes": 200}, {"lr": 5e-3, "weight_decay": 1e-2}),
 ]
-_MULTIGRID = [
+_MULTIGRID: Tried = [
     ({"channels": 16, "layers": 3, "width": 8}, {"lr": 4e-3, "weight_decay": 1e-4}),
     ({"channels": 24, "layers": 4, "width": 8}, {"lr": 4e-3, "weight_decay": 1e-2}),
     ({"channels": 24, "layers": 4, "width": 12}, {"lr": 3e-3, "weight_decay": 1e-1}),
@@ -91,7 +84,7 @@ _MULTIGRID = [
     ({"channels": 32, "layers": 5, "width": 8}, {"lr": 3e-3, "weight_decay": 1e-2}),
     ({"channels": 16, "layers": 3, "width": 8, "pre": 2, "post": 2}, {"lr": 4e-3}),
 ]
-_RESOLVENT = [
+_RESOLVENT: Tried = [
     ({"channels": 24, "layers": 3}, {"lr": 4e-3, "weight_decay": 1e-4}),
     ({"channels": 24, "layers": 4, "width": 4}, {"lr": 4e-3, "weight_decay": 1e-2}),
     ({"channels": 32, "layers": 4, "width": 4}, {"lr": 3e-3, "weight_decay": 1e-1}),
@@ -102,7 +95,7 @@ _RESOLVENT = [
     ({"channels": 32, "layers": 5, "width": 2}, {"lr": 3e-3, "weight_decay": 1e-2}),
     ({"channels": 16, "layers": 3, "width": 4, "alphas": 4}, {"lr": 5e-3, "weight_decay": 1e-3}),
 ]
-_GRAPH = [
+_GRAPH: Tried = [
     ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
     ({"channels": 24, "rounds": 10}, {"lr": 2e-3, "weight_decay": 1e-3}),
     ({"channels": 48, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-3}),

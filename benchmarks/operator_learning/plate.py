@@ -276,7 +276,7 @@ def _coarser_meshes() -> list[tuple[str, Any]]:
     """The plate with longer edges; none where gmsh is missing."""
     sys.path.insert(0, str(MESHES))
     try:
-        import plate as drawing
+        import plate as drawing  # type: ignore[import-not-found]
     except ImportError as error:
         print(f"no coarser meshes of the plate, gmsh cannot be imported: {error}", flush=True)
         return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def blocks(where: Callable[[dict[str, Any]], str]) -> dict[str, Callable[[], str
     where : callable
         From a record to its machine in words.
     """
-    return {f"operator-learning-{n}": lambda n=n: block(n, where) for n in NAMES}
+    return {f"operator-learning-{n}": partial(block, n, where) for n in NAMES}
 
 
 def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from operator_learning.harness import Network
+from operator_learning.harness import Network, Tried, settings
 from operator_learning.problems import Level, Problem, Samples
 
 __all__ = ["RIVALS", "FourierOperator", "MessagePassing", "Pod", "deeponet", "fno", "missing"]
@@ -101,7 +101,8 @@ def fno(
     rank: float | None = None,
 ) -> nn.Module:
     """FNO of neuraloperator, or TFNO where a rank is given."""
-    models = import_module("neuralop.models") if _package("neuralop") else None
+    _package("neuralop")
+    models: Any = import_module("neuralop.models")
     embedding = import_module("neuralop.layers.embeddings").GridEmbeddingND
     grid = problem.level.grid
     channels = 1 if grid.mask is None else 2
@@ -129,48 +130,36 @@ def fno(
 def _fno_settings(problem: Problem) -> list[dict[str, Any]]:
     fine = min(problem.level.grid.shape) > 20
     few, many = (12, 16) if fine else (8, 12)
-    models = [
-        {"modes": few, "width": 32},
-        {"modes": many, "width": 32},
-        {"modes": few, "width": 32, "padding": 0.25},
-        {"modes": few, "width": 16, "layers": 5},
-        {"modes": 6, "width": 32, "layers": 3},
-        {"modes": few, "width": 64},
-        {"modes": many, "width": 48, "padding": 0.25},
-        {"modes": many, "width": 24, "padding": 0.125, "layers": 5},
+    tried: Tried = [
+        ({"modes": few, "width": 32}, {"lr": 5e-3, "weight_decay": 1e-4}),
+        ({"modes": many, "width": 32}, {"lr": 5e-3, "weight_decay": 1e-4}),
+        ({"modes": few, "width": 32, "padding": 0.25}, {"lr": 5e-3, "weight_decay": 1e-2}),
+        ({"modes": few, "width": 16, "layers": 5}, {"lr": 8e-3, "weight_decay": 1e-3}),
+        ({"modes": 6, "width": 32, "layers": 3}, {"lr": 5e-3, "weight_decay": 1e-2}),
+        ({"modes": few, "width": 64}, {"lr": 2e-3, "weight_decay": 1e-1}),
+        ({"modes": many, "width": 48, "padding": 0.25}, {"lr": 3e-3, "weight_decay": 1e-1}),
+        (
+            {"modes": many, "width": 24, "padding": 0.125, "layers": 5},
+            {"lr": 5e-3, "weight_decay": 1e-2},
+        ),
     ]
-    trainings = [
-        {"lr": 5e-3, "weight_decay": 1e-4},
-        {"lr": 5e-3, "weight_decay": 1e-4},
-        {"lr": 5e-3, "weight_decay": 1e-2},
-        {"lr": 8e-3, "weight_decay": 1e-3},
-        {"lr": 5e-3, "weight_decay": 1e-2},
-        {"lr": 2e-3, "weight_decay": 1e-1},
-        {"lr": 3e-3, "weight_decay": 1e-1},
-        {"lr": 5e-3, "weight_decay": 1e-2},
-    ]
-    return _settings(models, trainings)
+    return settings(tried)
 
 
 def _tfno_settings(problem: Problem) -> list[dict[str, Any]]:
     few = 12 if min(problem.level.grid.shape) > 20 else 8
-    models = [
-        {"modes": few, "width": 32, "rank": 0.1},
-        {"modes": few, "width": 32, "rank": 0.4},
-        {"modes": 16, "width": 32, "rank": 0.1},
-        {"modes": few, "width": 48, "rank": 0.1, "padding": 0.25},
-        {"modes": few, "width": 64, "rank": 0.05},
-        {"modes": few, "width": 32, "rank": 0.1, "layers": 3},
+    tried: Tried = [
+        ({"modes": few, "width": 32, "rank": 0.1}, {"lr": 5e-3, "weight_decay": 1e-4}),
+        ({"modes": few, "width": 32, "rank": 0.4}, {"lr": 5e-3, "weight_decay": 1e-2}),
+        ({"modes": 16, "width": 32, "rank": 0.1}, {"lr": 5e-3, "weight_decay": 1e-3}),
+        (
+            {"modes": few, "width": 48, "rank": 0.1, "padding": 0.25},
+            {"lr": 4e-3, "weight_decay": 1e-2},
+        ),
+        ({"modes": few, "width": 64, "rank": 0.05}, {"lr": 3e-3, "weight_decay": 1e-2}),
+        ({"modes": few, "width": 32, "rank": 0.1, "layers": 3}, {"lr": 8e-3, "weight_decay": 1e-3}),
     ]
-    trainings = [
-        {"lr": 5e-3, "weight_decay": 1e-4},
-        {"lr": 5e-3, "weight_decay": 1e-2},
-        {"lr": 5e-3, "weight_decay": 1e-3},
-        {"lr": 4e-3, "weight_decay": 1e-2},
-        {"lr": 3e-3, "weight_decay": 1e-2},
-        {"lr": 8e-3, "weight_decay": 1e-3},
-    ]
-    return _settings(models, trainings)
+    return settings(tried)
 
 
 # ---- DeepONet ----------------------------------------------------------------------------------
@@ -215,7 +204,8 @@ def deeponet(
     problem: Problem, width: int, depth: int = 3, basis: int = 128, branch: str = "dense"
 ) -> nn.Module:
     """DeepONet of deepxde; the branch is dense or made of convolutions."""
-    networks = import_module("deepxde.nn") if _package("deepxde") else None
+    _package("deepxde")
+    networks: Any = import_module("deepxde.nn")
     level = problem.level
     first: list[Any] = [level.inputs, *[width] * depth, basis]
     if branch == "convolutions":
@@ -226,23 +216,18 @@ def deeponet(
 
 
 def _deeponet_settings(problem: Problem) -> list[dict[str, Any]]:
-    models = [
-        {"width": 128},
-        {"width": 256, "basis": 256},
-        {"width": 128, "branch": "convolutions"},
-        {"width": 256, "basis": 256, "branch": "convolutions"},
-        {"width": 128, "depth": 5, "branch": "convolutions"},
-        {"width": 64, "depth": 4, "basis": 64},
+    tried: Tried = [
+        ({"width": 128}, {"lr": 2e-3, "weight_decay": 1e-3}),
+        ({"width": 256, "basis": 256}, {"lr": 1e-3, "weight_decay": 1e-2}),
+        ({"width": 128, "branch": "convolutions"}, {"lr": 2e-3, "weight_decay": 1e-3}),
+        (
+            {"width": 256, "basis": 256, "branch": "convolutions"},
+            {"lr": 1e-3, "weight_decay": 1e-1},
+        ),
+        ({"width": 128, "depth": 5, "branch": "convolutions"}, {"lr": 1e-3, "weight_decay": 1e-2}),
+        ({"width": 64, "depth": 4, "basis": 64}, {"lr": 3e-3, "weight_decay": 1e-2}),
     ]
-    trainings = [
-        {"lr": 2e-3, "weight_decay": 1e-3},
-        {"lr": 1e-3, "weight_decay": 1e-2},
-        {"lr": 2e-3, "weight_decay": 1e-3},
-        {"lr": 1e-3, "weight_decay": 1e-1},
-        {"lr": 1e-3, "weight_decay": 1e-2},
-        {"lr": 3e-3, "weight_decay": 1e-2},
-    ]
-    return _settings(models, trainings)
+    return settings(tried)
 
 
 # ---- message passing ---------------------------------------------------------------------------
@@ -299,23 +284,21 @@ def _message_passing(problem: Problem, **options: Any) -> nn.Module:
 
 def _message_passing_settings(problem: Problem) -> list[dict[str, Any]]:
     large = problem.level.outputs > 1000  # where a round is dear
-    models = [
-        {"channels": 32, "rounds": 6},
-        {"channels": 32, "rounds": 6, "aggregation": "sum"},
-        {"channels": 24, "rounds": 10},
-        {"channels": 48, "rounds": 4},
-        {"channels": 16, "rounds": 8} if large else {"channels": 48, "rounds": 8},
-        {"channels": 32, "rounds": 10} if large else {"channels": 32, "rounds": 14},
+    tried: Tried = [
+        ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
+        ({"channels": 32, "rounds": 6, "aggregation": "sum"}, {"lr": 1e-3, "weight_decay": 1e-4}),
+        ({"channels": 24, "rounds": 10}, {"lr": 2e-3, "weight_decay": 1e-3}),
+        ({"channels": 48, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-3}),
+        (
+            {"channels": 16, "rounds": 8} if large else {"channels": 48, "rounds": 8},
+            {"lr": 3e-3, "weight_decay": 1e-4},
+        ),
+        (
+            {"channels": 32, "rounds": 10} if large else {"channels": 32, "rounds": 14},
+            {"lr": 1e-3, "weight_decay": 1e-4},
+        ),
     ]
-    trainings = [
-        {"lr": 2e-3, "weight_decay": 1e-4},
-        {"lr": 1e-3, "weight_decay": 1e-4},
-        {"lr": 2e-3, "weight_decay": 1e-3},
-        {"lr": 2e-3, "weight_decay": 1e-3},
-        {"lr": 3e-3, "weight_decay": 1e-4},
-        {"lr": 1e-3, "weight_decay": 1e-4},
-    ]
-    return _settings(models, trainings, batch_size=8 if large else 16)
+    return settings(tried, batch_size=8 if large else 16)
 
 
 # ---- POD + dense network -----------------------------------------------------------------------
@@ -371,25 +354,25 @@ def _pod(problem: Problem, **options: Any) -> nn.Module:
 
 
 def _pod_settings(problem: Problem) -> list[dict[str, Any]]:
-    models = [
-        {"inputs": 64, "outputs": 32, "width": 256},
-        {"inputs": 128, "outputs": 64, "width": 256},
-        {"inputs": 128, "outputs": 64, "width": 512, "depth": 2},
-        {"inputs": 200, "outputs": 100, "width": 256},
-        {"inputs": 64, "outputs": 64, "width": 128, "depth": 4},
-        {"inputs": 200, "outputs": 100, "width": 512},
-        {"inputs": 400, "outputs": 200, "width": 0, "depth": 0},  # linear
+    tried: Tried = [
+        ({"inputs": 64, "outputs": 32, "width": 256}, {"lr": 1e-3, "weight_decay": 1e-2}),
+        ({"inputs": 128, "outputs": 64, "width": 256}, {"lr": 1e-3, "weight_decay": 1e-1}),
+        (
+            {"inputs": 128, "outputs": 64, "width": 512, "depth": 2},
+            {"lr": 1e-3, "weight_decay": 1.0},
+        ),
+        ({"inputs": 200, "outputs": 100, "width": 256}, {"lr": 2e-3, "weight_decay": 1e-2}),
+        (
+            {"inputs": 64, "outputs": 64, "width": 128, "depth": 4},
+            {"lr": 3e-3, "weight_decay": 1e-2},
+        ),
+        ({"inputs": 200, "outputs": 100, "width": 512}, {"lr": 5e-4, "weight_decay": 1.0}),
+        (
+            {"inputs": 400, "outputs": 200, "width": 0, "depth": 0},
+            {"lr": 3e-3, "weight_decay": 1e-2},
+        ),  # linear
     ]
-    trainings = [
-        {"lr": 1e-3, "weight_decay": 1e-2},
-        {"lr": 1e-3, "weight_decay": 1e-1},
-        {"lr": 1e-3, "weight_decay": 1.0},
-        {"lr": 2e-3, "weight_decay": 1e-2},
-        {"lr": 3e-3, "weight_decay": 1e-2},
-        {"lr": 5e-4, "weight_decay": 1.0},
-        {"lr": 3e-3, "weight_decay": 1e-2},
-    ]
-    return _settings(models, trainings, batch_size=32)
+    return settings(tried, batch_size=32)
 
 
 # ---- shared ------------------------------------------------------------------------------------
@@ -401,15 +384,6 @@ def _dense(widths: Sequence[int], norm: bool = False) -> nn.Sequential:
         layers += [nn.Linear(before, after), nn.GELU()]
     layers.pop()
     return nn.Sequential(*layers, *([nn.LayerNorm(widths[-1])] if norm else []))
-
-
-def _settings(
-    models: Sequence[dict[str, Any]], trainings: Sequence[dict[str, Any]], batch_size: int = 16
-) -> list[dict[str, Any]]:
-    return [
-        {"model": m, "training": {"batch_size": batch_size, **t}}
-        for m, t in zip(models, trainings, strict=True)
-    ]
 
 
 _rival = partial(Network, sources=(__file__,))

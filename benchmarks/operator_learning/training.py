@@ -6,6 +6,7 @@ import ctypes
 import gc
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,8 +91,9 @@ def train(
     )
     watch = _Watch(model, validation)
     memory = _reset_peak()
-    used = mark = 0.0
-    step, batches = 0, iter(())
+    used = mark = spent = 0.0
+    step = 0
+    batches: Iterator[Tensor] = iter(())
     start = time.process_time()
     while used < 1.0:
         if step % steps_an_epoch == 0:
