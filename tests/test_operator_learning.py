@@ -220,6 +220,21 @@ def test_the_small_darcy_set_from_end_to_end(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_how_soon_a_network_is_as_good_as_a_rival_in_the_end():
+    def network(name, *curves):
+        summary = {"runs": len(curves), "validation": {"mean": 0.5}}
+        runs = [{"curve": curve} for curve in curves]
+        return {"network": name, "ours": name == "fast", "summary": summary, "runs": runs}
+
+    rival = network("message passing", [[10.0, 0.5]])
+    fast = network("fast", [[3.0, 0.6], [7.0, 0.4], [9.0, 0.3]], [[3.0, 0.4], [7.0, 0.6]])
+    never = network("never", [[10.0, 0.1]], [[10.0, 0.6]])
+    record = {"results": {"networks": [rival, fast, never]}}
+    assert "50%, is reached with every seed after: **fast** 7 s (" in report.pace(record)
+    record["results"]["networks"].pop(1)
+    assert report.pace(record).startswith("None reaches")
+
+
 def test_problems_and_their_blocks_on_the_page():
     assert set(report.NAMES) == set(problems.PROBLEMS)
     page = (ROOT / "docs" / "benchmarks.md").read_text()

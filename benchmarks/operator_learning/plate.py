@@ -85,7 +85,7 @@ class DarcyHoles(Problem):
             "refined_outputs": fine.outputs,
         }
         tests = {"mesh": test, "refined": refined}
-        return cls(name, train, held, tests, seconds=900.0, epochs=300, about=about)
+        return cls(name, train, held, tests, seconds=300.0, epochs=300, about=about)
 
     def floors(self) -> dict[str, Any]:
         """What the space of `plate.msh` is off by, against the finest mesh."""

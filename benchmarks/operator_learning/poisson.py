@@ -78,7 +78,7 @@ class Poisson(Problem):
             train,
             held,
             {"unseen": test},
-            seconds=900.0,
+            seconds=300.0,
             epochs=300,
             about=about,
             reference=_solver(fine, level.V)(sources[2]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +53,7 @@ def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:
     parts = [
         f"![errors and costs](images/operator_learning-{name}.png)",
         network_table(record),
+        pace(record),
         setting_table(record),
         solver_table(record),
         floor(record),
@@ -84,6 +86,31 @@ def network_table(record: dict[str, Any]) -> str:
             f"| {s['inference_ms']:.2f} ms, {s['single_ms']:.1f} ms |"
         )
     return "\n".join(lines)
+
+
+def pace(record: dict[str, Any], rival: str = "message passing") -> str:
+    """How soon each network is as good on the validation samples as a rival in the end."""
+    networks = record["results"]["networks"]
+    ends = [n["summary"]["validation"]["mean"] for n in networks
+            if n["network"] == rival and n["summary"]["runs"]]  # fmt: skip
+    if not ends:
+        return ""
+    found = []
+    for n in networks:
+        # A schedule that is still at a high rate shows an error above what it could have been.
+        times = [
+            min((t for t, e in r["curve"] if e <= ends[0]), default=math.inf) for r in n["runs"]
+        ]
+        slowest = max(times)
+        if n["network"] != rival and slowest < math.inf:
+            found.append((slowest, f"{_name(n)} {slowest:.0f} s"))
+    if not found:
+        return f"None reaches the validation error of {rival}, {_percent(ends[0])}."
+    return (
+        f"The validation error that {rival} ends with, {_percent(ends[0])}, is reached with every "
+        f"seed after: {', '.join(text for _, text in sorted(found))} (looks are a twelfth of the "
+        "budget apart)."
+    )
 
 
 def setting_table(record: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ class SmallDarcy(Problem):
             train, held = train[:64], held[:16]
         tests = {key: Samples(*_read(path / _FILES[key]), levels[key]) for key in levels}
         about = {"train": len(train), "validation": len(held)}
-        return cls(name, train, held, tests, seconds=300.0, epochs=400, about=about)
+        return cls(name, train, held, tests, seconds=200.0, epochs=400, about=about)
 
     def solvers(self, quick: bool) -> list[dict[str, Any]]:
         """Bilinear elements that know the equation, but two constants, and the same point values.
