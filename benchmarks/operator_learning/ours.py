@@ -30,7 +30,9 @@ class Operator(nn.Module):
             spon.Decoder(level.U, bcs=level.rule),
         )
         samples = problem.train
-        self.net.calibrate([level.coefficients(samples.x)], level.output_coefficients(samples.y))
+        known = [level.coefficients(samples.x)], level.output_coefficients(samples.y)
+        self.net.calibrate(*known)
+        self.net.fit_linear(*known)
         # In a plain dict: they share the weights, which count once.
         self._moved = {level.name: self.net}
 
@@ -95,6 +97,17 @@ _RESOLVENT: Tried = [
     ({"channels": 32, "layers": 5, "width": 2}, {"lr": 3e-3, "weight_decay": 1e-2}),
     ({"channels": 16, "layers": 3, "width": 4, "alphas": 4}, {"lr": 5e-3, "weight_decay": 1e-3}),
 ]
+_ELLIPTIC: Tried = [
+    ({"channels": 16, "solves": 2, "rounds": 2}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
+    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
+    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0}),
+    (
+        {"channels": 24, "solves": 4, "rounds": 4, "layers": 2},
+        {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
+    ({"channels": 32, "solves": 4, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-1, "clip": 1.0}),
+    ({"channels": 16, "solves": 2, "rounds": 0}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
+]
 _GRAPH: Tried = [
     ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
     ({"channels": 24, "rounds": 10}, {"lr": 2e-3, "weight_decay": 1e-3}),
@@ -110,6 +123,7 @@ OURS = {
         processor("Spectral", "spectral", _SPECTRAL),
         processor("Multigrid", "multigrid", _MULTIGRID),
         processor("Resolvent", "resolvent", _RESOLVENT),
+        processor("Elliptic", "elliptic", _ELLIPTIC, note="solves with learned coefficients"),
         processor("Graph", "graph", _GRAPH, note="message passing between encoder and decoder"),
     )
 }

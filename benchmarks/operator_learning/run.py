@@ -3,8 +3,8 @@
 python benchmarks/operator_learning/run.py --problem small_darcy --data DIR
 python benchmarks/operator_learning/run.py --problem poisson --networks FNO,Spectral --seconds 600
 
-Finished runs are kept in benchmarks/results/cache/ and not run again; without --networks all of
-them are collected in benchmarks/results/operator_learning-PROBLEM.json.
+Finished runs are kept in benchmarks/results/operator_learning/ (those of --quick in results/cache/)
+and not run again; without --networks all of them are collected in benchmarks/results/operator_learning-PROBLEM.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from operator_learning.rivals import RIVALS, missing
 from operator_learning.training import Budget
 
 NETWORKS: dict[str, Network] = {**OURS, **RIVALS}
-CACHE = RESULTS / "cache"
+RUNS, CACHE = RESULTS / "operator_learning", RESULTS / "cache"
 
 
 def options() -> argparse.Namespace:
@@ -89,7 +89,8 @@ def main() -> None:
     networks, plan = chosen(given.networks), plan_of(given, problem)
     name = f"{problem.name}{'-quick' if given.quick else ''}.jsonl"
     again = frozenset(filter(None, given.again.split(",")))
-    records = Records((given.cache or CACHE) / name, again)
+    kept = CACHE if given.quick else RUNS
+    records = Records((given.cache or kept) / name, again)
     results = {
         "networks": compare(problem, networks, plan, records),
         "solvers": problem.solvers(given.quick),
