@@ -15,12 +15,14 @@ from spon.processors.base import Processor
 SMALL = {
     "mlp": {"hidden": [8]},
     "graph": {"channels": 8, "rounds": 2},
+    "graph_multigrid": {"channels": [8, 6], "rounds": [2, 1], "layers": 2},
     "multigrid": {"channels": 4, "layers": 2, "width": 3, "levels": 3, "smoother": "stencil"},
     "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "width": 2},
     "spectral": {"channels": 6, "layers": 2, "modes": 12, "polynomials": 4, "points": 0},
 }
 INDEPENDENT = {
     "graph": SMALL["graph"],
+    "graph_multigrid": SMALL["graph_multigrid"],
     "multigrid": SMALL["multigrid"],
     "resolvent": SMALL["resolvent"],
     "spectral": SMALL["spectral"],
@@ -330,7 +332,11 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
         (lambda: MLP(hidden=64), TypeError, "hidden must be a sequence of integers, got 64"),
         (lambda: MLP(hidden=[64, -1]), ValueError, r"hidden\[1\] must be at least 1"),
         (lambda: MLP(activation="sine"), ValueError, "one of 'gelu', 'relu', 'silu', 'tanh'"),
-        (lambda: processors.create("fourier", {}), ValueError, "known are graph, mlp, multigrid"),
+        (
+            lambda: processors.create("fourier", {}),
+            ValueError,
+            "known are graph, graph_multigrid, mlp, multigrid",
+        ),
         (lambda: processors.create("mlp", {"width": 3}), ValueError, "cannot be built from"),
         (
             lambda: Spectral(channels=7).configure([Field(9, 1, 2)], Field(18, 2, 2)),

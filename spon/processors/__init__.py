@@ -10,6 +10,7 @@ from spon.processors.base import (
     register,
 )
 from spon.processors.graph import Graph
+from spon.processors.graph_multigrid import GraphMultigrid
 from spon.processors.mlp import MLP
 from spon.processors.multigrid import Multigrid
 from spon.processors.resolvent import Resolvent
@@ -21,6 +22,7 @@ __all__ = [
     "Geometry",
     "GeometryRequest",
     "Graph",
+    "GraphMultigrid",
     "Multigrid",
     "Processor",
     "Resolvent",
