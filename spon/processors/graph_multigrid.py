@@ -68,8 +68,8 @@ class GraphMultigrid(Processor):
 
     def __init__(
         self,
-        channels: Sequence[int] = (48, 32, 16),
-        rounds: Sequence[int] = (4, 2, 1),
+        channels: Sequence[int] = (32, 32, 24, 16),
+        rounds: Sequence[int] = (2, 2, 1, 1),
         layers: int = 2,
         coarse: str = "auto",
         degree: int | None = None,
