@@ -22,6 +22,8 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.fem.eigen import cutoff_window, eigenpairs
+from spon.fem.elements import shaped
+from spon.fem.elliptic import build_points
 from spon.fem.graphs import cell_graph
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.maps import sparse_map
@@ -29,6 +31,7 @@ from spon.fem.resolvents import build_resolvents
 from spon.fem.spaces import mesh_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Spectrum
 from spon.processors.levels import Graph, Hierarchy, Resolvents
+from spon.processors.points import Points
 from spon.sparse import SparseMap
 
 __all__ = ["build_geometry"]
@@ -96,6 +99,7 @@ def build_geometry(
         graph=latent.graph(latent.length) if request.edges and hierarchy is None else None,
         hierarchy=hierarchy,
         resolvents=_resolvents(request.alphas, latent, fixed) if request.alphas else None,
+        points=_quadrature(latent, input_spaces, fixed) if request.elliptic else None,
     )
 
 
@@ -123,7 +127,7 @@ class _Latent:
 
     def lift(self, expression: Any, shape: tuple[int, ...]) -> sp.csr_matrix:
         """Values of an expression of one trial function, shape (nodes * components, dim)."""
-        target = fd.FunctionSpace(self.space.mesh(), _shaped(self.broken, shape))
+        target = fd.FunctionSpace(self.space.mesh(), shaped(self.broken, shape))
         values = sparse_map(fd.interpolate(expression, target)).to_scipy()
         mean = sp.kron(self.mean, sp.identity(int(np.prod(shape))), format="csr")
         return _pruned(mean @ values)
@@ -144,7 +148,7 @@ class _Latent:
 
     def graph(self, length: float) -> Graph:
         """Nodes that share a cell, in units of a length."""
-        space = fd.FunctionSpace(self.space.mesh(), _shaped(self.broken, (self.gdim,)))
+        space = fd.FunctionSpace(self.space.mesh(), shaped(self.broken, (self.gdim,)))
         points = fd.Function(space).interpolate(fd.SpatialCoordinate(space.mesh()))
         points = points.dat.data_ro.reshape(-1, self.gdim) / length
         return cell_graph(points, self.node_of, self.cell_of, self.cell_volumes)
@@ -196,7 +200,7 @@ def _read(latent: _Latent, space: Any) -> sp.csr_matrix:
             mean = sp.csr_matrix(latent.weights[None, :])
             return sp.kron(mean, sp.identity(int(np.prod(space.value_shape))), format="csr")
         source = fd.FunctionSpace(
-            latent.space.mesh(), _shaped(latent.space.ufl_element(), space.value_shape)
+            latent.space.mesh(), shaped(latent.space.ufl_element(), space.value_shape)
         )
         return _pruned(sparse_map(fd.interpolate(fd.TrialFunction(source), space)).to_scipy())
     blocks = [_read(latent, part) for part in space.subspaces]
@@ -298,6 +302,10 @@ def _resolvents(alphas: Sequence[float], latent: _Latent, fixed: NDArray[np.bool
     return build_resolvents(alphas, *latent.forms(), latent.gradient(), fixed, latent.length)
 
 
+def _quadrature(latent: _Latent, inputs: Sequence[Any], fixed: NDArray[np.bool_]) -> Points:
+    return build_points(latent.space, inputs, fixed, latent.length)
+
+
 def _patches(latent: _Latent, count: int) -> sp.csr_matrix | None:
     """Means over patches, (patches, nodes): nodes that share a box of a lattice and a part of it.
 
@@ -375,14 +383,6 @@ def _continuous_and_broken(mesh: Any, degree: int) -> tuple[Any, Any]:
         return fd.FunctionSpace(mesh, q), dq
     space = fd.FunctionSpace(mesh, "CG", degree)
     return space, finat.ufl.BrokenElement(space.ufl_element())
-
-
-def _shaped(element: Any, shape: tuple[int, ...]) -> Any:
-    if len(shape) == 0:
-        return element
-    if len(shape) == 1:
-        return finat.ufl.VectorElement(element, dim=shape[0])
-    return finat.ufl.TensorElement(element, shape=shape)
 
 
 def _indicator(expression: Any) -> sp.csr_matrix:
