@@ -1,5 +1,6 @@
 """Steps that fail, steps along the arc, files to resume from, several processes."""
 
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from firedrake import (
     grad,
     norm,
 )
+from firedrake.petsc import PETSc
 from test_macro import RUBBER, SATURATING, Recording, square
 
 from fe_ol.macro import (
@@ -103,6 +105,45 @@ def test_a_step_that_cannot_be_taken():
     # The body is where the last part that converged left it.
     last = material.converged_at[-1][0]
     assert torch.allclose(problem.system.strains(), last, atol=1e-14)
+
+
+def test_callbacks_outlive_garbage_from_a_failure(monkeypatch):
+    """Tracebacks that refer to themselves hold the solver that PETSc passes to its callbacks."""
+
+    class Older(PETSc.SNES):
+        def setFunction(self, *args, **kargs):
+            gc.collect(0)  # the solver is of an older generation than its callbacks
+            super().setFunction(*args, **kargs)
+
+    class Tangled(Recording):
+        def __call__(self, strain, state=None):
+            try:
+                return super().__call__(strain, state)
+            except ArithmeticError as caught:
+                error = caught  # noqa: F841
+                raise
+
+        def rejected(self):
+            super().rejected()
+            if self.rejections == 1:
+                assert gc.collect(0) > 0
+                found.append(set(problem.newton.snes.getDict()))
+
+    found = []
+    monkeypatch.setattr(PETSc, "SNES", Older)
+    material = Tangled(SATURATING)
+    material.limit = 0.01
+    V = problem_space(square(2))
+    gc.collect()
+    gc.disable()
+    try:
+        bcs = [DirichletBC(V, 0, 1), DirichletBC(V, (0.1, 0), 2)]
+        problem = MacroProblem(V, material, bcs=bcs)
+        with pytest.raises(LoadStepError, match="too far"):
+            problem.solve([1.0], progress=False)
+    finally:
+        gc.enable()
+    assert found[0] >= {"__function__", "__jacobian__", "__converged__"}
 
 
 def arch(rise=0.06, thickness=0.03):

@@ -16,6 +16,7 @@ SMALL = {
     "mlp": {"hidden": [8]},
     "elliptic": {"channels": 4, "layers": 2, "solves": 2, "rounds": 1},
     "graph": {"channels": 8, "rounds": 2},
+    "graph_multigrid": {"channels": [8, 6], "rounds": [2, 1], "layers": 2},
     "multigrid": {"channels": 4, "layers": 2, "width": 3, "levels": 3, "smoother": "stencil"},
     "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "width": 2},
     "spectral": {"channels": 6, "layers": 2, "modes": 12, "polynomials": 4, "points": 0},
@@ -23,6 +24,7 @@ SMALL = {
 INDEPENDENT = {
     "elliptic": SMALL["elliptic"],
     "graph": SMALL["graph"],
+    "graph_multigrid": SMALL["graph_multigrid"],
     "multigrid": SMALL["multigrid"],
     "resolvent": SMALL["resolvent"],
     "spectral": SMALL["spectral"],
@@ -342,7 +344,7 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
         (
             lambda: processors.create("fourier", {}),
             ValueError,
-            "known are elliptic, graph, mlp, multigrid",
+            "known are elliptic, graph, graph_multigrid, mlp, multigrid",
         ),
         (lambda: processors.create("mlp", {"width": 3}), ValueError, "cannot be built from"),
         (

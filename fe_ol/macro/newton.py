@@ -12,6 +12,7 @@ from pyadjoint import stop_annotating
 
 from fe_ol.macro.points import MaterialFailure, Points
 from fe_ol.macro.system import FAILURES, System, linear_message
+from spon.fem.callbacks import attributes_of
 
 __all__ = ["Attempt", "Newton"]
 
@@ -91,6 +92,7 @@ class Newton:
         snes.setFunction(self._function, self._f)
         snes.setJacobian(self._jacobian, matrix, matrix)
         snes.setConvergenceTest(self._test)
+        self._callbacks = attributes_of(snes)
         options = system.options
         options.parameters.setdefault("snes_linesearch_type", line_search)
         options.set_from_options(snes)
@@ -141,18 +143,25 @@ class Newton:
             with self.system.options.inserted_options():
                 self.snes.solve(None, self._x)
         except PETSc.Error as error:
-            if self._error is not None:
-                raise self._error from None
+            self._raise_kept()
             attempt.reason = f"PETSc error {error.ierr}"
             return
-        if self._error is not None:
-            raise self._error
+        self._raise_kept()
         reason = self.snes.getConvergedReason()
         attempt.converged = reason > 0
         if attempt.converged:
             self.system.set(self._x.array_r)
         else:
             attempt.reason = self._failure or self._explain(reason)
+
+    def _raise_kept(self) -> None:
+        # Not kept any longer: its traceback holds this object and the solver.
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error from None
+        finally:
+            del error
 
     def _explain(self, reason: int) -> str:
         linear = self.system.ksp.getConvergedReason()

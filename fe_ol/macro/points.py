@@ -198,23 +198,32 @@ class Points:
         """Call on all processes; what is raised on one is raised on all."""
         error: Exception | None = None
         try:
-            result = call()
-        except Exception as caught:
-            error = caught
-        if self.comm.size > 1:
-            mild = error is None or isinstance(error, SOLVE_FAILURES)
-            texts = self.comm.allgather(None if error is None else (mild, _text(error)))
-            failed = [(rank, text) for rank, text in enumerate(texts) if text is not None]
-            if failed and (error is None or mild):
-                # The worst decides, so that no process goes on where another has stopped.
-                rank, (milder, text) = min(failed, key=lambda item: item[1][0])
-                kind = MaterialFailure if milder else RuntimeError
-                raise kind(f"on process {rank}: {text}") from error
-        if isinstance(error, SOLVE_FAILURES) and not isinstance(error, MaterialFailure):
-            raise MaterialFailure(_text(error)) from error
-        if error is not None:
-            raise error
-        return result
+            try:
+                result = call()
+            except Exception as caught:
+                error = caught
+            self._compare(error)
+            if isinstance(error, SOLVE_FAILURES) and not isinstance(error, MaterialFailure):
+                raise MaterialFailure(_text(error)) from error
+            if error is not None:
+                raise error
+            return result
+        finally:
+            # Its traceback refers to this frame: a cycle that would hold what the callers have.
+            del error
+
+    def _compare(self, error: Exception | None) -> None:
+        """Raise what another process has raised."""
+        if self.comm.size == 1:
+            return
+        mild = error is None or isinstance(error, SOLVE_FAILURES)
+        texts = self.comm.allgather(None if error is None else (mild, _text(error)))
+        failed = [(rank, text) for rank, text in enumerate(texts) if text is not None]
+        if failed and (error is None or mild):
+            # The worst decides, so that no process goes on where another has stopped.
+            rank, (milder, text) = min(failed, key=lambda item: item[1][0])
+            kind = MaterialFailure if milder else RuntimeError
+            raise kind(f"on process {rank}: {text}") from error
 
     def _tell(self, what: str) -> None:
         for material in self.materials:

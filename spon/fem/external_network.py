@@ -26,6 +26,7 @@ from pyadjoint import stop_annotating
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from spon.fem.callbacks import attributes_of
 from spon.fem.external_calculus import Directions, pull_back, push_forward
 from spon.fem.external_torch import pullback, tangent, trainable
 from spon.fem.external_workspace import Assembled, Workspace, copy_values
@@ -215,6 +216,7 @@ class NewtonKrylov:
         self.snes = PETSc.SNES().create(comm)
         self.snes.setFunction(guarded(self._function), self._vector)
         self.snes.setJacobian(guarded(self._jacobian), self._shell, self._matrix)
+        self._callbacks = attributes_of(self.snes)
         self._options.set_from_options(self.snes)
 
     def solve(self) -> None:

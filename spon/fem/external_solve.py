@@ -31,6 +31,7 @@ from pyadjoint import AdjFloat, annotate_tape, get_working_tape, stop_annotating
 from ufl.algorithms import expand_derivatives
 from ufl.equation import Equation
 
+from spon.fem.callbacks import attributes_of
 from spon.fem.external_blocks import AssembleBlock, SolveBlock
 from spon.fem.external_calculus import Calculus
 from spon.fem.external_conditions import Condition
@@ -274,13 +275,15 @@ class ExternalSolver:
             J=workspace.replaced(self.jacobian),
             Jp=self._preconditioner,
         )
-        return NonlinearVariationalSolver(
+        solver = NonlinearVariationalSolver(
             problem,
             solver_parameters=self._parameters,
             pre_function_callback=self._guarded(before_residual),
             pre_jacobian_callback=self._guarded(before_jacobian),
             **self._options,
         )
+        self._callbacks = attributes_of(solver.snes)
+        return solver
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
         def guarded(*arguments: Any) -> None:

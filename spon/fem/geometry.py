@@ -24,12 +24,13 @@ from torch import Tensor
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
+from spon.fem.graphs import cell_graph
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.maps import sparse_map
 from spon.fem.resolvents import build_resolvents
 from spon.fem.spaces import mesh_of, require_serial
-from spon.processors.base import Basis, Geometry, GeometryRequest, Graph, Spectrum
-from spon.processors.levels import Hierarchy, Resolvents
+from spon.processors.base import Basis, Geometry, GeometryRequest, Spectrum
+from spon.processors.levels import Graph, Hierarchy, Resolvents
 from spon.processors.points import Points
 from spon.sparse import SparseMap
 
@@ -85,6 +86,7 @@ def build_geometry(
     if request.modes:
         basis = _basis(request, latent, output_space, bcs)
         patch_basis = None if patches is None else _averaged(basis, patches, latent)
+    hierarchy = _hierarchy(request, latent, fixed) if request.levels else None
     return Geometry(
         positions=_tensor(latent.positions()),
         weights=_tensor(latent.weights),
@@ -94,8 +96,8 @@ def build_geometry(
         basis=basis,
         patches=None if patches is None else SparseMap(patches),
         patch_basis=patch_basis,
-        graph=_graph(latent) if request.edges else None,
-        hierarchy=_hierarchy(request.levels, latent, fixed) if request.levels else None,
+        graph=latent.graph(latent.length) if request.edges and hierarchy is None else None,
+        hierarchy=hierarchy,
         resolvents=_resolvents(request.alphas, latent, fixed) if request.alphas else None,
         points=_quadrature(latent, input_spaces, fixed) if request.elliptic else None,
     )
@@ -143,6 +145,13 @@ class _Latent:
         for bc in bcs:
             fixed[fd.DirichletBC(self.space, 0.0, bc.sub_domain).nodes] = True
         return fixed
+
+    def graph(self, length: float) -> Graph:
+        """Nodes that share a cell, in units of a length."""
+        space = fd.FunctionSpace(self.space.mesh(), shaped(self.broken, (self.gdim,)))
+        points = fd.Function(space).interpolate(fd.SpatialCoordinate(space.mesh()))
+        points = points.dat.data_ro.reshape(-1, self.gdim) / length
+        return cell_graph(points, self.node_of, self.cell_of, self.cell_volumes)
 
     def forms(self) -> tuple[sp.csr_matrix, sp.csr_matrix]:
         """Stiffness and mass matrix."""
@@ -273,9 +282,20 @@ def _torsion(latent: _Latent, fixed: NDArray[np.bool_]) -> NDArray[np.float64]:
     return t
 
 
-def _hierarchy(kind: str, latent: _Latent, fixed: NDArray[np.bool_]) -> Hierarchy:
-    where = latent.positions()
-    return build_hierarchy(kind, latent.space, latent.weights, where, fixed, latent.length)
+def _hierarchy(request: GeometryRequest, latent: _Latent, fixed: NDArray[np.bool_]) -> Hierarchy:
+    def graph(space: Any) -> Graph:
+        degree = int(np.max(space.ufl_element().embedded_superdegree))
+        return _Latent(mesh_of(space), degree).graph(latent.length)
+
+    return build_hierarchy(
+        request.levels,
+        latent.space,
+        latent.weights,
+        latent.positions(),
+        fixed,
+        latent.length,
+        graph if request.edges else None,
+    )
 
 
 def _resolvents(alphas: Sequence[float], latent: _Latent, fixed: NDArray[np.bool_]) -> Resolvents:
@@ -336,33 +356,6 @@ def _averaged_spectrum(
         analysis=_tensor(np.linalg.solve(gram, weighted)),
         synthesis=_tensor(values),
         gradient=_tensor(patches @ gradient) if gradient.size else None,
-    )
-
-
-def _graph(latent: _Latent) -> Graph:
-    """Edges between nodes that share a cell, weighted by the cells that they share."""
-    nodes, gdim = len(latent.weights), latent.gdim
-    # Vectors are taken inside a cell: on a periodic mesh the nodes themselves may lie far apart.
-    local = fd.FunctionSpace(latent.space.mesh(), shaped(latent.broken, (gdim,)))
-    points = fd.Function(local).interpolate(fd.SpatialCoordinate(latent.space.mesh()))
-    points = points.dat.data_ro.reshape(-1, gdim) / latent.length
-    in_cell = np.argsort(latent.cell_of, kind="stable").reshape(len(latent.cell_volumes), -1)
-    i, j = np.nonzero(~np.eye(in_cell.shape[1], dtype=bool))
-    one, two = in_cell[:, i].ravel(), in_cell[:, j].ravel()
-    pairs = latent.node_of[one].astype(np.int64) * nodes + latent.node_of[two]
-    pairs, first, edge = np.unique(pairs, return_index=True, return_inverse=True)
-    receiver, sender = np.divmod(pairs, nodes)
-    edges = len(pairs)
-    volume = np.bincount(edge, weights=latent.cell_volumes[latent.cell_of[one]])
-    step = points[two[first]] - points[one[first]]
-    distance = np.linalg.norm(step, axis=1)
-    to_node = sp.csr_matrix((volume, (receiver, np.arange(edges))), shape=(nodes, edges))
-    mean = sp.diags(1.0 / np.asarray(to_node.sum(axis=1)).ravel()) @ to_node
-    size = (mean @ distance)[receiver]
-    features = np.column_stack([step / size[:, None], distance / size, distance])
-    senders = sp.csr_matrix((np.ones(edges), (np.arange(edges), sender)), shape=(edges, nodes))
-    return Graph(
-        features=_tensor(features), senders=SparseMap(senders), mean=SparseMap(sp.csr_matrix(mean))
     )
 
 

@@ -7,7 +7,7 @@ assembled there.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from firedrake.mg.utils import get_level
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from spon.fem.graphs import matrix_graph
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of
-from spon.processors.levels import Hierarchy, Level
+from spon.processors.levels import Graph, Hierarchy, Level
 from spon.sparse import SparseMap
 
 __all__ = ["build_hierarchy"]
@@ -56,7 +57,16 @@ class _Operators:
             abs(p).T @ self.fixed.astype(float) > 0.0,
         )
 
-    def level(self, prolongation: sp.csr_matrix | None) -> Level:
+    def average(self, p: sp.csr_matrix) -> sp.csr_matrix:
+        """Values here to weighted means on the next coarser level, (coarse nodes, nodes).
+
+        A Riesz map, the restriction, and a Riesz map back, both with lumped masses. Constants stay
+        what they are, and nothing is amplified.
+        """
+        dual = abs(p).T @ sp.diags(self.lumped)
+        return sp.csr_matrix(sp.diags(1.0 / np.asarray(dual.sum(axis=1)).ravel()) @ dual)
+
+    def level(self, prolongation: sp.csr_matrix | None, graph: Graph | None) -> Level:
         diagonal = self.stiffness.diagonal()
         scaling = 1.0 / diagonal
         square = self.lumped * scaling  # the local mesh size, squared, over four on regular meshes
@@ -72,6 +82,8 @@ class _Operators:
             fixed=torch.from_numpy(self.fixed.astype(np.float64)),
             size=-0.5 * float(np.log2(4.0 * mean)),
             prolongation=None if prolongation is None else SparseMap(prolongation),
+            average=None if prolongation is None else SparseMap(self.average(prolongation)),
+            graph=graph,
         )
 
 
@@ -82,6 +94,7 @@ def build_hierarchy(
     positions: NDArray[np.float64],
     fixed: NDArray[np.bool_],
     length: float,
+    graph: Callable[[Any], Graph] | None = None,
 ) -> Hierarchy:
     """Build the levels below a continuous scalar space.
 
@@ -102,6 +115,9 @@ def build_hierarchy(
         Nodes on the constrained boundary.
     length : float
         Length of the domain.
+    graph : callable, optional
+        From a space on a mesh to the graph of its nodes. If it is given, every level has a graph;
+        that of a lattice is the one of its mass matrix.
 
     Returns
     -------
@@ -122,18 +138,21 @@ def build_hierarchy(
             "with coarse='lattice'."
         )
     operators = _finest(space, weights, fixed, length)
-    found: list[tuple[_Operators, sp.csr_matrix | None]] = []
+    at = None if graph is None else graph(space)
+    found: list[Level] = []
     if kind != "lattice":
         for p, coarse in _between(space, degree, meshes):
-            found.append((operators, p))
+            found.append(operators.level(p, at))
             operators, space = operators.coarser(p), coarse
             positions = _positions(coarse) / length
+            at = None if graph is None else graph(space)
     if kind != "meshes" and _lattices_fit(mesh_of(space), kind, found):
-        for p in _lattices(positions, mesh_of(space)):
-            found.append((operators, p))
+        for p, points in _lattices(positions, mesh_of(space)):
+            found.append(operators.level(p, at))
             operators = operators.coarser(p)
-    found.append((operators, None))
-    return Hierarchy([these.level(p) for these, p in found])
+            at = None if graph is None else matrix_graph(operators.mass, points)
+    found.append(operators.level(None, at))
+    return Hierarchy(found)
 
 
 def _finest(
@@ -218,8 +237,10 @@ def _lattices_fit(mesh: Any, kind: str, found: Sequence[Any]) -> bool:
     )
 
 
-def _lattices(points: NDArray[np.float64], mesh: Any) -> list[sp.csr_matrix]:
-    """Prolongations between lattices over the box around the nodes, the finest first.
+def _lattices(
+    points: NDArray[np.float64], mesh: Any
+) -> list[tuple[sp.csr_matrix, NDArray[np.float64]]]:
+    """Lattices over the box around the nodes, the finest first: prolongations and nodes.
 
     The lattices depend on the domain, not on its mesh, so that a network on another mesh of the
     domain sees the same coarse levels.
@@ -232,14 +253,14 @@ def _lattices(points: NDArray[np.float64], mesh: Any) -> list[sp.csr_matrix]:
     # The spacing of the finest lattice is about twice that of the nodes.
     across = extent.max() * nodes ** (1.0 / int(mesh.topological_dimension))
     finest = int(np.floor(np.log2(max(across, 1.0)) - 0.6))
-    maps: list[sp.csr_matrix] = []
+    maps: list[tuple[sp.csr_matrix, NDArray[np.float64]]] = []
     for depth in range(finest, 0, -1):
         # Powers of two in each direction make the lattices nested.
         counts = 2 ** np.maximum(np.rint(depth + np.log2(extent / extent.max())), 0).astype(int)
         p, nodes_there = _hats((points - low) / extent, counts)
         if maps or p.shape[1] < p.shape[0]:
-            maps.append(p)
             points = low + extent * nodes_there
+            maps.append((p, points))
     return maps
 
 

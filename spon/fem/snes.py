@@ -14,6 +14,7 @@ from torch import Tensor
 from tsfc.ufl_utils import extract_firedrake_constants
 from ufl.algorithms import extract_coefficients
 
+from spon.fem.callbacks import attributes_of
 from spon.fem.forms import TorchForm
 from spon.fem.newton import SolveReport
 from spon.fem.problem import fill
@@ -58,6 +59,7 @@ class Snes:
         with stop_annotating():
             problem = fd.NonlinearVariationalProblem(ufl.replace(form, copies), self._u, conditions)
             self._solver = fd.NonlinearVariationalSolver(problem, solver_parameters=dict(options))
+        self._callbacks = attributes_of(self._solver.snes)
         self._rtol = self._solver.snes.getTolerances()[0]
 
     def solve(

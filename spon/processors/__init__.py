@@ -11,6 +11,7 @@ from spon.processors.base import (
 )
 from spon.processors.elliptic import Elliptic
 from spon.processors.graph import Graph
+from spon.processors.graph_multigrid import GraphMultigrid
 from spon.processors.mlp import MLP
 from spon.processors.multigrid import Multigrid
 from spon.processors.resolvent import Resolvent
@@ -23,6 +24,7 @@ __all__ = [
     "Geometry",
     "GeometryRequest",
     "Graph",
+    "GraphMultigrid",
     "Multigrid",
     "Processor",
     "Resolvent",

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spon.processors.levels import Hierarchy, Resolvents
+from spon.processors.levels import Graph, Hierarchy, Resolvents
 from spon.processors.points import Points
 from spon.sparse import SparseMap
 
@@ -70,7 +70,7 @@ class GeometryRequest:
     points : int
         About this many patches of nodes for the inner layers; 0 for the nodes themselves.
     edges : bool
-        The graph of latent nodes that share a cell.
+        The graph of latent nodes that share a cell; with `levels`, a graph on each level.
     levels : {"", "auto", "meshes", "lattice"}
         What multigrid levels are made from; none by default.
     alphas : tuple of float
@@ -175,28 +175,6 @@ class Basis(nn.Module):
     def __init__(self, constrained: Spectrum | None, free: Spectrum) -> None:
         super().__init__()
         self.constrained, self.free = constrained, free
-
-
-class Graph(nn.Module):
-    """Directed edges between latent nodes that share a cell: both directions, no loops.
-
-    Parameters
-    ----------
-    features : Tensor, shape (edges, gdim + 2)
-        Position of the sender relative to the receiver over the mean edge length at the receiver,
-        its norm, and the length of the edge over the length of the domain.
-    senders : SparseMap, shape (edges, nodes)
-        Nodal values to values at the senders.
-    mean : SparseMap, shape (nodes, edges)
-        Mean over the edges that enter a node, each with the volume of the cells that it lies in.
-    """
-
-    features: Tensor
-
-    def __init__(self, features: Tensor, senders: SparseMap, mean: SparseMap) -> None:
-        super().__init__()
-        self.register_buffer("features", features, persistent=False)
-        self.senders, self.mean = senders, mean
 
 
 class Geometry(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, softplus
 
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_integer
-from spon.processors.graph import Round
+from spon.processors.messages import Round
 from spon.processors.points import Points
 from spon.processors.pointwise import pointwise, silent
 

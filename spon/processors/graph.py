@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
-from spon.processors.base import Graph as GraphGeometry
 from spon.processors.checks import check_integer
+from spon.processors.messages import Round
 
-__all__ = ["Graph", "Round"]
+__all__ = ["Graph"]
 
 
 @register
@@ -84,33 +84,3 @@ class Graph(Processor):
         for step in self.process:
             latent = step(latent, geometry.graph)
         return geometry.coefficients(self.decode(latent))
-
-
-class Round(nn.Module):
-    """One exchange of messages: (nodes, batch, channels) to the same, residual.
-
-    A message is by how much the sender's state differs from the receiver's, weighed channel by
-    channel with a learned function of the edge. Differences, because a mean of anything else
-    depends on the shape of the star of edges around a node even as the mesh is refined, at the
-    boundary above all.
-    """
-
-    def __init__(self, channels: int, features: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.state = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
-        self.edge = nn.Sequential(
-            nn.Linear(features, channels), nn.GELU(), nn.Linear(channels, channels)
-        )
-        self.update = nn.Sequential(
-            nn.Linear(2 * channels, channels), nn.GELU(), nn.Linear(channels, channels)
-        )
-
-    def forward(self, x: Tensor, graph: GraphGeometry) -> Tensor:
-        """Send, average, update."""
-        y = self.norm(x)
-        state, weight = self.state(y), self.edge(graph.features)
-        received = graph.mean(graph.senders(state) * weight[:, None])
-        message = received - graph.mean(weight)[:, None] * state
-        update: Tensor = self.update(torch.cat([y, message], dim=-1))
-        return x + update

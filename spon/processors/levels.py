@@ -14,7 +14,29 @@ from torch import Tensor, nn
 
 from spon.sparse import SparseMap
 
-__all__ = ["Hierarchy", "Level", "Resolvents"]
+__all__ = ["Graph", "Hierarchy", "Level", "Resolvents"]
+
+
+class Graph(nn.Module):
+    """Directed edges between latent nodes that share a cell: both directions, no loops.
+
+    Parameters
+    ----------
+    features : Tensor, shape (edges, gdim + 2)
+        Position of the sender relative to the receiver over the mean edge length at the receiver,
+        its norm, and the length of the edge over the length of the domain.
+    senders : SparseMap, shape (edges, nodes)
+        Nodal values to values at the senders.
+    mean : SparseMap, shape (nodes, edges)
+        Mean over the edges that enter a node, each with the volume of the cells that it lies in.
+    """
+
+    features: Tensor
+
+    def __init__(self, features: Tensor, senders: SparseMap, mean: SparseMap) -> None:
+        super().__init__()
+        self.register_buffer("features", features, persistent=False)
+        self.senders, self.mean = senders, mean
 
 
 class Level(nn.Module):
@@ -35,7 +57,13 @@ class Level(nn.Module):
     size : float
         Logarithm with base two of the domain's length over the mesh size.
     prolongation : SparseMap or None, shape (nodes, nodes of the next coarser level)
-        Values on the next coarser level to values here; None on the coarsest level.
+        Values on the next coarser level to values here; None on the coarsest level. Its transpose,
+        the `restriction`, takes dual vectors.
+    average : SparseMap or None, shape (nodes of the next coarser level, nodes)
+        Values here to weighted means on the next coarser level, primal to primal: the restriction
+        between two Riesz maps. Rows sum to one. None on the coarsest level.
+    graph : Graph or None
+        Edges between nodes that lie close to each other, if messages shall pass.
     """
 
     scaling: Tensor
@@ -49,6 +77,8 @@ class Level(nn.Module):
         fixed: Tensor,
         size: float,
         prolongation: SparseMap | None = None,
+        average: SparseMap | None = None,
+        graph: Graph | None = None,
     ) -> None:
         super().__init__()
         self.forms, self.stencils = forms, stencils
@@ -57,6 +87,7 @@ class Level(nn.Module):
         self.size = size
         self.prolongation = prolongation
         self.restriction = None if prolongation is None else prolongation.T
+        self.average, self.graph = average, graph
 
     @property
     def nodes(self) -> int:
