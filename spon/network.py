@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
+from spon.calibration import calibrate_together
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
 from spon.normalisation import Normaliser
 from spon.processors import Field, Geometry, Processor
-from spon.sparse import SparseMap
+from spon.signature import SpaceSignature
 
 __all__ = ["OperatorNetwork"]
 
@@ -123,21 +124,7 @@ class OperatorNetwork(nn.Module):
         ValueError
             If the data hold NaN or infinity, or have the wrong shape.
         """
-        self._check_count(inputs)
-        with torch.no_grad():
-            for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True):
-                norm.fit(encoder(x.to(self.device, self.dtype)), self._masses(encoder.space))
-            if output is None:
-                self.output_norm.fitted.fill_(True)
-                return
-            output = output.to(self.device, self.dtype)
-            latent = self.decoder.pull_back(output)
-            self.output_norm.fit(latent, self._masses(self.decoder.latent))
-
-    def _masses(self, space: Any) -> list[SparseMap] | None:
-        # Where the weights serve on any mesh, so must the scales: dofs that are integrals over
-        # facets or edges shrink with them, the values of the functions do not.
-        return fem.mean_mass(space) if self.processor.mesh_independent else None
+        calibrate_together([self], [inputs], [output])
 
     def forward(self, *inputs: Any, boundary: Any = None, **given: Any) -> Any:
         """Apply the operator.
@@ -237,29 +224,46 @@ class OperatorNetwork(nn.Module):
         ValueError
             Naming both signatures.
         """
+        for what, found, wanted in self._compared(data):
+            if found != wanted:
+                raise ValueError(_mismatch(what, found, wanted))
+
+    def same_elements(self, data: Any) -> bool:
+        """Whether a dataset has the elements of the network, on whatever mesh.
+
+        Raises
+        ------
+        ValueError
+            If it has another number of inputs or outputs than the network.
+        """
+        return all(
+            found is not None and found.same_element(wanted)
+            for _, found, wanted in self._compared(data)
+        )
+
+    def _compared(self, data: Any) -> list[tuple[str, SpaceSignature | None, SpaceSignature]]:
+        """What a dataset has in a space, with its signature there and that of the network."""
         given = list(data.input_signatures.items())
         if len(given) != len(self.encoders):
             raise ValueError(
                 f"The network has {len(self.encoders)} inputs, the dataset {len(given)}: "
                 f"{[name for name, _ in given]}."
             )
+        pairs = []
         for (name, found), encoder in zip(given, self._encoders, strict=True):
             wanted = encoder.data_signature
-            if wanted is not None and found is not None and found != wanted:
-                raise ValueError(_mismatch(f"input {name!r}", found, wanted))
+            if wanted is not None and found is not None:
+                pairs.append((f"input {name!r}", found, wanted))
         outputs = list(data.output_signatures.items())
-        if not outputs:
-            return
-        if len(outputs) != 1:
+        if len(outputs) > 1:
             raise ValueError(
                 f"A network has one output, the dataset has {len(outputs)}: use a mixed space."
             )
-        name, found = outputs[0]
-        if found != self.decoder.signature:
-            raise ValueError(_mismatch(f"output {name!r}", found, self.decoder.signature))
+        pairs += [(f"output {name!r}", found, self.decoder.signature) for name, found in outputs]
+        return pairs
 
     def on(self, mesh: Any, bcs: Any = None) -> OperatorNetwork:
-        """The same network on another mesh. The weights are shared, not copied.
+        """The same network on another mesh. Weights and scales are shared, not copied.
 
         Parameters
         ----------
@@ -289,11 +293,16 @@ class OperatorNetwork(nn.Module):
 
     def _moved(self, encoders: Sequence[Encoder], decoder: Decoder) -> OperatorNetwork:
         other = OperatorNetwork(encoders, self.processor, decoder, self.dtype)
-        for mine, theirs in zip(self._norms, other._norms, strict=True):
-            theirs.load_state_dict(mine.state_dict())
-        other.output_norm.load_state_dict(self.output_norm.state_dict())
         other.to(self.device)
-        return other
+        other.share_scales(self)
+        # The processor belongs to both, and is in one mode.
+        return other.train(self.training)
+
+    def share_scales(self, other: OperatorNetwork) -> None:
+        """Use the scales of another network: those of `on` belong to the weights, as these do."""
+        for mine, theirs in zip(self._norms, other._norms, strict=True):
+            mine.share(theirs)
+        self.output_norm.share(other.output_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network to one file: weights, architecture, spaces and conditions.

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -21,7 +21,8 @@ from tqdm import tqdm
 from spon.distributed import Group
 from spon.history import History
 from spon.resume import read_state, write_state
-from spon.samples import Samples, average_loss, summed_loss
+from spon.samples import average_loss, summed_loss
+from spon.training_sets import TrainingSet
 
 __all__ = ["SCHEDULES", "Options", "Trainer", "TrainingDivergedError"]
 
@@ -62,8 +63,8 @@ class Trainer:
     Parameters
     ----------
     net : Module
-    loss : callable
-    train, validation : Samples
+        Its weights are those of all networks of the two sets.
+    train, validation : TrainingSet
         `validation` is None where there is no validation.
     options : Options
     group : Group
@@ -76,18 +77,19 @@ class Trainer:
     def __init__(
         self,
         net: nn.Module,
-        loss: Any,
-        train: Samples,
-        validation: Samples | None,
+        train: TrainingSet,
+        validation: TrainingSet | None,
         options: Options,
         group: Group,
         device: torch.device,
         validation_samples: list[int],
     ) -> None:
-        self.net, self.loss, self.options = net, loss, options
+        self.net, self.options = net, options
         self.group, self.device = group, device
         self.train = train.settled(device)
         self.validation = None if validation is None else validation.settled(device)
+        held_back = [] if validation is None else validation.networks
+        self.networks = list({id(n): n for n in (*train.networks, *held_back)}.values())
         self.weights = [p for p in net.parameters() if p.requires_grad]
         self.global_batch = options.batch_size * group.size
         self.history = History(validation_samples=validation_samples)
@@ -131,8 +133,12 @@ class Trainer:
             if options.plot is not None:
                 history.plot(options.plot)
         self._restore_best()
-        self.net.eval()
+        self._set_mode(training=False)
         return history
+
+    def _set_mode(self, training: bool) -> None:
+        for net in (self.net, *self.networks):
+            net.train(training)
 
     def _round(self, step: Callable[[], tuple[float, float]], bar: Any) -> None:
         number = len(self.history) + 1
@@ -220,7 +226,7 @@ class Trainer:
         each_batch = not callable(options.schedule)
         # Summed as a tensor: asking for its value in each step would make a GPU wait.
         running = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
-        self.net.train()
+        self._set_mode(training=True)
         for rows in order.split(self.global_batch):
             self.optimiser.zero_grad()
             running += self._backward(rows, self.global_batch)
@@ -237,8 +243,10 @@ class Trainer:
         """Add this process's gradient of the mean over `rows` and return its summed loss."""
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         for part in self.group.share(rows).split(chunk):
-            if len(part):
-                value = summed_loss(self.net, self.loss, self.train.take(part).to(self.device))
+            # Mesh by mesh: the gradient is that of the mean over samples on all meshes.
+            for piece in self.train.pieces(part):
+                batch = piece.samples.to(self.device)
+                value = summed_loss(piece.net, piece.loss, batch)
                 (value / len(rows)).backward()
                 total += value.detach()
         return total
@@ -270,7 +278,7 @@ class Trainer:
             return self.group.sum_(total) / len(rows)
 
         # The objective must not change between two evaluations: no dropout here.
-        self.net.eval()
+        self._set_mode(training=False)
         before = self._iterations()
         self.optimiser.step(closure)  # type: ignore[arg-type]
         made = self._iterations() - before
@@ -287,13 +295,13 @@ class Trainer:
         return math.nan if self.validation is None else self._measure(self.validation)
 
     @torch.no_grad()
-    def _measure(self, samples: Samples) -> float:
-        self.net.eval()
+    def _measure(self, samples: TrainingSet) -> float:
+        self._set_mode(training=False)
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         # Without a tape there is room for larger chunks than in training.
         for part in self.group.share(torch.arange(len(samples))).split(4 * self.options.batch_size):
-            if len(part):
-                total += summed_loss(self.net, self.loss, samples.take(part).to(self.device))
+            for piece in samples.pieces(part):
+                total += summed_loss(piece.net, piece.loss, piece.samples.to(self.device))
         return average_loss(self.group.sum_(total), len(samples))
 
     # -- files ------------------------------------------------------------------------------------
@@ -359,8 +367,7 @@ class Trainer:
         processor = getattr(self.net, "processor", None)
         return {
             "network": f"{type(processor).__name__} {processor.config()}" if processor else None,
-            "encoders": [_encoder(e) for e in getattr(self.net, "encoders", ())],
-            "decoder": _decoder(getattr(self.net, "decoder", None)),
+            **_spaces(self.networks),
             "epochs": None if open_end else options.epochs,
             "batch_size over all processes": self.global_batch,
             "lr": options.lr,
@@ -371,7 +378,7 @@ class Trainer:
             "clip": options.clip,
             "seed": options.seed,
             "dtype": str(self.weights[0].dtype),
-            "loss": _name(self.loss),
+            "loss": _joined([_name(part.loss) for part in self.train.parts]),
             "training data": self.train.fingerprint(),
             "validation data": self.validation.fingerprint() if self.validation else None,
         }
@@ -382,6 +389,28 @@ def _seed(seed: int, epoch: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
+def _spaces(networks: Sequence[nn.Module]) -> dict[str, Any]:
+    """What the networks take and give: in words for one, as a hash for several."""
+    encoders = [[_encoder(e) for e in getattr(net, "encoders", ())] for net in networks]
+    decoders = [_decoder(getattr(net, "decoder", None)) for net in networks]
+    if len(networks) == 1:
+        return {"encoders": encoders[0], "decoder": decoders[0]}
+    digests = [_digest(repr(described).encode()) for described in (encoders, decoders)]
+    named = zip(("encoders", "decoder"), digests, strict=True)
+    return {name: f"on {len(networks)} meshes [{digest}]" for name, digest in named}
+
+
+def _joined(names: Sequence[str]) -> str:
+    """The name that all have, or a hash of several."""
+    if len(set(names)) == 1:
+        return names[0]
+    return f"{len(names)} losses [{_digest(repr(list(names)).encode())}]"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=4).hexdigest()
+
+
 def _encoder(encoder: Any) -> str:
     """The input space, where its data come from, and a hash of how they are read."""
     space, data = getattr(encoder, "signature", None), getattr(encoder, "data_signature", None)
@@ -390,7 +419,7 @@ def _encoder(encoder: Any) -> str:
     source = "values" if data is None else data.describe()
     options = [getattr(encoder, k, None) for k in ("method", "points", "grid", "box", "smoothing")]
     text = repr([None if x is None else np.asarray(x).tolist() for x in options])
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    digest = _digest(text.encode())
     return space.describe() if data == space else f"{space.describe()} from {source} [{digest}]"
 
 
@@ -408,7 +437,7 @@ def _decoder(decoder: Any) -> str | None:
     constrained, values = (part.detach().cpu().numpy() for part in parts if part is not None)
     # Values of free dofs mean nothing.
     prescribed = constrained.tobytes() + values[constrained].tobytes()
-    digest = hashlib.blake2b(prescribed, digest_size=4).hexdigest()
+    digest = _digest(prescribed)
     return f"{text}, {int(constrained.sum())} prescribed dofs [{digest}]"
 
 

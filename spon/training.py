@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spon.calibration import calibrate_together
 from spon.distributed import current_group
 from spon.history import History
-from spon.losses import RelativeError
-from spon.samples import Samples, loss_per_sample
+from spon.mesh_copies import MeshCopies
+from spon.samples import loss_per_sample
 from spon.trainer import SCHEDULES, Options, Schedule, Trainer, TrainingDivergedError
+from spon.training_sets import Part, TrainingSet
 
 __all__ = ["History", "TrainingDivergedError", "evaluate", "fit"]
 
@@ -157,21 +160,19 @@ def fit(
         raise ValueError("epochs=0 and lbfgs=0 leave nothing to do: ask for some of either.")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}.")
-    if not any(p.requires_grad for p in net.parameters()):
-        raise ValueError(f"The {type(net).__name__} has no trainable weights.")
-    loss = _loss_or_default(net, loss)
-    train, held_back, rows = _samples(net, data, validation, dtype, options.seed)
-    for samples in (train, held_back):
-        _require_outputs(samples, loss)
-
-    place = _place(net, device)
+    copies = MeshCopies(net, loss)
+    base = copies.base
+    if not any(p.requires_grad for p in base.parameters()):
+        raise ValueError(f"The {type(base).__name__} has no trainable weights.")
+    train, held_back, rows = _sets(copies, data, validation, dtype, options.seed)
+    place = _place(base, device)
     group = current_group(place)
-    net.to(device=place, dtype=dtype)
-    if not getattr(net, "calibrated", True):
-        _calibrate(cast(Any, net), loss, train.to(place))
-    group.same_weights_(net)
+    copies.place(place, dtype)
+    if not getattr(base, "calibrated", True):
+        _calibrate(train.to(place))
+    group.same_weights_(base)
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        return Trainer(net, loss, train, held_back, options, group, place, rows).run()
+        return Trainer(base, train, held_back, options, group, place, rows).run()
 
 
 def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) -> Tensor:
@@ -203,34 +204,37 @@ def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) 
         `batch_size` is less than 1.
     """
     size = _integer("batch_size", batch_size, 1)
-    loss = _loss_or_default(net, loss)
-    weight = next((p for p in net.parameters() if p.is_floating_point()), None)
+    copies = MeshCopies(net, loss)
+    base = copies.base
+    weight = next((p for p in base.parameters() if p.is_floating_point()), None)
     dtype = torch.get_default_dtype() if weight is None else weight.dtype
-    place = _place(net, None)
-    samples = _read(net, data, dtype, "evaluation")
-    _require_outputs(samples, loss)
-    was_training = net.training
-    net.eval()
+    place = _place(base, None)
+    samples = copies.read(data, dtype, "evaluation")
+    modes = [(n, n.training) for n in samples.networks]
+    for n, _ in modes:
+        n.eval()
     try:
         with torch.no_grad():
             parts = [
-                loss_per_sample(net, loss, samples.take(rows).to(place)).cpu()
+                loss_per_sample(piece.net, piece.loss, piece.samples.to(place)).cpu()
                 for rows in torch.arange(len(samples)).split(size)
+                for piece in samples.pieces(rows)
             ]
     finally:
-        net.train(was_training)
+        for n, mode in modes:
+            n.train(mode)
     return torch.cat(parts)
 
 
-def _samples(
-    net: nn.Module, data: Any, validation: Any, dtype: torch.dtype, seed: int
-) -> tuple[Samples, Samples | None, list[int]]:
+def _sets(
+    copies: MeshCopies, data: Any, validation: Any, dtype: torch.dtype, seed: int
+) -> tuple[TrainingSet, TrainingSet | None, list[int]]:
     """Training samples, validation samples, and which of `data` are the latter."""
-    samples = _read(net, data, dtype, "training")
+    samples = copies.read(data, dtype, "training")
     if validation is None:
         return samples, None, []
     if not isinstance(validation, float | int):
-        return samples, _read(net, validation, dtype, "validation"), []
+        return samples, copies.read(validation, dtype, "validation"), []
     if isinstance(validation, bool) or not 0 < validation < 1:
         raise ValueError(
             f"validation={validation!r} must be a fraction between 0 and 1, both excluded, a "
@@ -247,46 +251,34 @@ def _samples(
     return samples.take(torch.from_numpy(kept)), samples.take(torch.from_numpy(out)), out.tolist()
 
 
-def _read(net: nn.Module, data: Any, dtype: torch.dtype, role: str) -> Samples:
-    samples = Samples.read(data, dtype, role)
-    if hasattr(net, "check_data"):
-        cast(Any, net).check_data(data)
-    return samples
-
-
-def _require_outputs(samples: Samples | None, loss: Any) -> None:
-    if samples is not None and not samples.labelled and not getattr(loss, "takes_inputs", False):
-        raise ValueError(
-            f"The data set has no outputs, which {type(loss).__name__} compares with: give it "
-            "outputs, or use spon.losses.Residual or spon.losses.Energy."
-        )
-
-
-def _calibrate(net: Any, loss: Any, samples: Samples) -> None:
+def _calibrate(samples: TrainingSet) -> None:
     """Take the scales of a network from the data, or from the equations where there are no data."""
-    output: Tensor | None = samples.output
-    if not samples.labelled:
-        few = samples.take(torch.arange(min(len(samples), _FIRST_STEPS)))
-        zero = few.inputs[0].new_zeros(len(few), net.decoder.latent.dim())
-        output = loss.first_step(net.decoder(zero, few.boundary), few.inputs)
-    net.calibrate(samples.inputs, output)
-
-
-def _loss_or_default(net: nn.Module, loss: Any) -> Any:
-    if loss is None:
-        decoder = getattr(net, "decoder", None)
-        if decoder is None:
-            raise ValueError(
-                f"A {type(net).__name__} has no decoder whose space could give a loss: pass loss=, "
-                "spon.losses.RelativeError(U) for example."
-            )
-        return RelativeError(decoder.space, "L2")
-    if not callable(loss):
-        raise TypeError(
-            f"loss must be callable, loss(prediction, target), got {type(loss).__name__}; "
-            "spon.losses.RelativeError(U, 'H1') is one."
+    inputs = [part.samples.inputs for part in samples.parts]
+    outputs = [_outputs(part, len(part) / len(samples)) for part in samples.parts]
+    if len(samples.networks) == 1:
+        known = [u for u in outputs if u is not None]
+        output = _joined(known) if len(known) == len(outputs) else None
+        cast(Any, samples.networks[0]).calibrate(
+            tuple(map(_joined, zip(*inputs, strict=True))), output
         )
-    return loss
+    else:
+        calibrate_together([cast(Any, part.net) for part in samples.parts], inputs, outputs)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _outputs(part: Part, share: float) -> Tensor | None:
+    """Outputs to take the scale from; `share` is this part's share of all samples."""
+    samples = part.samples
+    if samples.labelled:
+        return samples.output
+    few = samples.take(torch.arange(min(len(samples), max(1, round(share * _FIRST_STEPS)))))
+    decoder = cast(Any, part.net).decoder
+    zero = few.inputs[0].new_zeros(len(few), decoder.latent.dim())
+    output: Tensor | None = part.loss.first_step(decoder(zero, few.boundary), few.inputs)
+    return output
 
 
 def _place(net: nn.Module, device: torch.device | str | None) -> torch.device:
