@@ -59,6 +59,7 @@ class MeshCopies:
                 )
         self._moved: dict[int, Any] = {}
         self._used: list[Part] = []
+        self._several = False
 
     @property
     def base(self) -> nn.Module:
@@ -89,8 +90,9 @@ class MeshCopies:
             with ``data[i]`` or ``validation[i]``.
         """
         sets = _sequence(data)
-        several = sets is not None
+        named = sets is not None
         sets = [data] if sets is None else sets
+        self._several = several = named or self._several
         if not sets:
             raise ValueError(f"The list of {role} sets is empty: give at least one data set.")
         if role != "validation":
@@ -101,7 +103,7 @@ class MeshCopies:
                     )
         parts = []
         for i, one in enumerate(sets):
-            with _named(f"{_LABELS[role]}[{i}]" if several else None):
+            with _named(f"{_LABELS[role]}[{i}]" if named else _LABELS[role] if several else None):
                 samples = Samples.read(one, dtype, role)
                 _require_same_inputs(sets[0], one)
                 own = self.nets[i] if self._given is not None and role != "validation" else None
@@ -123,8 +125,7 @@ class MeshCopies:
         for known in self.nets:
             if _fits(known, data):
                 return known
-        if not hasattr(net, "on") or not net.same_elements(data):
-            net.check_data(data)
+        net.check_elements(data)
         moved = net.on(_mesh(data))
         moved.check_data(data)
         self.nets.append(moved)

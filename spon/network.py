@@ -228,20 +228,23 @@ class OperatorNetwork(nn.Module):
             if found != wanted:
                 raise ValueError(_mismatch(what, found, wanted))
 
-    def same_elements(self, data: Any) -> bool:
-        """Whether a dataset has the elements of the network, on whatever mesh.
+    def check_elements(self, data: Any) -> None:
+        """Refuse a dataset with other elements than the network's, on whatever mesh.
+
+        Parameters
+        ----------
+        data : Dataset
 
         Raises
         ------
         ValueError
-            If it has another number of inputs or outputs than the network.
+            Naming both signatures.
         """
-        return all(
-            found is not None and found.same_element(wanted)
-            for _, found, wanted in self._compared(data)
-        )
+        for what, found, wanted in self._compared(data):
+            if not found.same_element(wanted):
+                raise ValueError(_mismatch(what, found, wanted))
 
-    def _compared(self, data: Any) -> list[tuple[str, SpaceSignature | None, SpaceSignature]]:
+    def _compared(self, data: Any) -> list[tuple[str, SpaceSignature, SpaceSignature]]:
         """What a dataset has in a space, with its signature there and that of the network."""
         given = list(data.input_signatures.items())
         if len(given) != len(self.encoders):
@@ -362,8 +365,10 @@ def _check_parts(encoders: Sequence[Any], processor: Any, decoder: Any) -> None:
 
 
 def _mismatch(what: str, found: Any, wanted: Any) -> str:
-    given = "values that are not in a space" if found is None else found.describe()
-    text = f"The dataset's {what} is {given}, the network was built for {wanted.describe()}."
-    if found is not None and found.same_element(wanted):
+    text = (
+        f"The dataset's {what} is {found.describe()}, the network was built for "
+        f"{wanted.describe()}."
+    )
+    if found.same_element(wanted):
         text += " The elements agree: move the network with net.on(dataset.mesh())."
     return text
