@@ -155,8 +155,8 @@ class OperatorNetwork(nn.Module):
         if all(isinstance(x, Tensor) for x in inputs):
             if boundary is not None and not isinstance(boundary, Tensor):
                 boundary = self._functions_to_boundary(boundary).to(self.device, self.dtype)
-            decoded: Tensor = self.decoder(self._process(inputs), boundary, **given)
-            return decoded
+            processed = self.processor(self.processor_inputs(inputs), self.geometry)
+            return self.decode(processed, boundary, **given)
         if any(isinstance(x, Tensor) for x in inputs):
             raise TypeError("Give all inputs as functions or all as tensors, not some of each.")
         with torch.no_grad():
@@ -174,21 +174,59 @@ class OperatorNetwork(nn.Module):
             out = self.decoder.function(self._run(encoded).cpu(), values, **given)
         return out[0] if single else out
 
-    def _process(self, inputs: Sequence[Tensor]) -> Tensor:
+    def processor_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the processor is given: encoded and scaled, dofs first.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, shapes (batch, ...)
+            As `forward` takes them.
+
+        Returns
+        -------
+        list of Tensor, shapes (dim_i, batch)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `forward`.
+        """
+        self._check_count(inputs)
         for x in inputs:
             if x.dtype != self.dtype:
                 raise TypeError(
                     f"Got a {x.dtype} tensor for a {self.dtype} network: convert the data or the "
                     "network with .to(dtype)."
                 )
-        return self._run([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
+        return self._scaled([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
+
+    def decode(self, values: Tensor, boundary: Tensor | None = None, **given: Any) -> Tensor:
+        """Make an output of what the processor returned.
+
+        Parameters
+        ----------
+        values : Tensor, shape (latent dim, batch)
+        boundary, **given : optional
+            As in `forward`.
+
+        Returns
+        -------
+        Tensor, shape (batch, U.dim())
+        """
+        decoded: Tensor = self.decoder(self._scaled_back(values), boundary, **given)
+        return decoded
 
     def _run(self, encoded: Sequence[Tensor]) -> Tensor:
+        return self._scaled_back(self.processor(self._scaled(encoded), self.geometry))
+
+    def _scaled(self, encoded: Sequence[Tensor]) -> list[Tensor]:
         batches = {len(x) for x in encoded}
         if len(batches) > 1:
             raise ValueError(f"The inputs have different batch sizes: {sorted(batches)}.")
-        scaled = [n(x).T for n, x in zip(self._norms, encoded, strict=True)]
-        return self.output_norm.inverse(self.processor(scaled, self.geometry).T)
+        return [n(x).T for n, x in zip(self._norms, encoded, strict=True)]
+
+    def _scaled_back(self, values: Tensor) -> Tensor:
+        return self.output_norm.inverse(values.T)
 
     def _functions_to_boundary(self, boundary: Any) -> Tensor:
         if isinstance(boundary, Tensor):

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from spon.distributed import Group
 from spon.history import History
+from spon.merged_batches import summed_losses
 from spon.resume import read_state, write_state
-from spon.samples import average_loss, summed_loss
+from spon.samples import average_loss
 from spon.training_sets import TrainingSet
 
 __all__ = ["SCHEDULES", "Options", "Trainer", "TrainingDivergedError"]
@@ -243,10 +244,8 @@ class Trainer:
         """Add this process's gradient of the mean over `rows` and return its summed loss."""
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         for part in self.group.share(rows).split(chunk):
-            # Mesh by mesh: the gradient is that of the mean over samples on all meshes.
-            for piece in self.train.pieces(part):
-                batch = piece.samples.to(self.device)
-                value = summed_loss(piece.net, piece.loss, batch)
+            # Some meshes at a time; the gradient is that of the mean over samples on all of them.
+            for value in summed_losses(self.train.pieces(part), self.device):
                 (value / len(rows)).backward()
                 total += value.detach()
         return total
@@ -300,8 +299,8 @@ class Trainer:
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         # Without a tape there is room for larger chunks than in training.
         for part in self.group.share(torch.arange(len(samples))).split(4 * self.options.batch_size):
-            for piece in samples.pieces(part):
-                total += summed_loss(piece.net, piece.loss, piece.samples.to(self.device))
+            for value in summed_losses(samples.pieces(part), self.device):
+                total += value
         return average_loss(self.group.sum_(total), len(samples))
 
     # -- files ------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.sparse as sp
 import torch
 from firedrake import (
     Constant,
@@ -14,6 +16,7 @@ from firedrake import (
     UnitDiskMesh,
     UnitIntervalMesh,
     UnitSquareMesh,
+    VectorFunctionSpace,
     assemble,
     dx,
     grad,
@@ -26,6 +29,8 @@ import spon
 from spon import fem
 from spon.losses import AbsoluteError, Energy, RelativeError
 from spon.processors import MLP, Graph, Multigrid, Resolvent, Spectral
+from spon.processors.merging import block_diagonal, merged
+from spon.sparse import SparseMap
 
 PROCESSORS = {
     "graph": lambda: Graph(channels=6, rounds=2),
@@ -86,8 +91,15 @@ def gradient(net):
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
-def test_the_gradient_of_a_mixed_batch_is_the_mean_over_its_samples(domains, kind):
-    net, sizes = network(domains[0], kind), (3, 1, 2)
+@pytest.mark.parametrize("sizes", [(3, 1, 2), (1, 1, 1)], ids=["one by one", "side by side"])
+def test_the_gradient_of_a_mixed_batch_is_the_mean_over_its_samples(
+    domains, kind, sizes, monkeypatch
+):
+    merges = []
+    monkeypatch.setattr(
+        "spon.merged_batches.merged", lambda parts: merges.append(len(parts)) or merged(parts)
+    )
+    net = network(domains[0], kind)
     sets = [random_data(m, n, seed=i) for i, (m, n) in enumerate(zip(domains, sizes, strict=True))]
     net.calibrate(sets[0].tensors()[0], sets[0].tensors()[1])
     single = []
@@ -113,6 +125,7 @@ def test_the_gradient_of_a_mixed_batch_is_the_mean_over_its_samples(domains, kin
     finally:
         handle.remove()
     assert len(seen) == 1
+    assert merges == ([3] if sizes == (1, 1, 1) else [])
     error = (seen[0] - expected).abs().max() / expected.abs().max()
     assert error < 1e-12
 
@@ -190,6 +203,68 @@ def smooth_data(mesh, n, seed):
         inputs.append(assemble(interpolate(Constant(a) * (1 + 0.1 * x[0]), F)))
         outputs.append(assemble(interpolate(0.5 + Constant(a) * (bubble - 0.5), U)))
     return spon.Dataset.from_functions({"f": inputs}, {"u": outputs})
+
+
+# -- several meshes side by side -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("filled", [False, True])
+def test_maps_side_by_side_are_block_diagonal(parts, filled):
+    rng = np.random.default_rng(0)
+    shapes = [(2, 3), (4, 1), (0, 0), (2, 3)]
+    matrices = [[sp.random(*s, 0.6, "csr", rng=rng) for _ in range(parts)] for s in shapes]
+    rows, cols = (5, 4) if filled else (0, 0)
+    made = block_diagonal(
+        [SparseMap(sp.csr_matrix(sp.vstack(m))) for m in matrices], rows, cols, parts
+    )
+
+    def block(matrix, shape):
+        out = np.zeros((rows or shape[0], cols or shape[1]))
+        out[: shape[0], : shape[1]] = matrix.toarray()
+        return out
+
+    below = [
+        scipy.linalg.block_diag(*(block(m[k], s) for m, s in zip(matrices, shapes, strict=True)))
+        for k in range(parts)
+    ]
+    expected = np.vstack(below)
+    assert made.shape == expected.shape
+    np.testing.assert_array_equal(made.to_scipy().toarray(), expected)
+    np.testing.assert_array_equal(made.T.to_scipy().toarray(), expected.T)
+    x = torch.randn(made.shape[1], 2, dtype=torch.float64)
+    torch.testing.assert_close(made(x), torch.from_numpy(expected) @ x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [*PROCESSORS, "stencils", "patches", "vectors"])
+def test_meshes_side_by_side_give_what_each_gives_alone(domains, name, dtype):
+    """With different depths of the hierarchies, and on some meshes fewer modes than on others."""
+    own = {
+        "stencils": lambda: Multigrid(channels=4, layers=1, width=4, pre=2, smoother="stencil"),
+        "patches": lambda: Spectral(channels=4, layers=3, modes=6, points=8),
+        "vectors": lambda: Spectral(channels=4, layers=2, modes=300),
+    }
+    processor = {**PROCESSORS, **own}[name]()
+    nets = []
+    for mesh in [*domains, UnitSquareMesh(9, 9), domains[1]]:
+        F = FunctionSpace(mesh, "DG", 0)
+        U = (VectorFunctionSpace if name == "vectors" else FunctionSpace)(mesh, "CG", 1)
+        torch.manual_seed(0)
+        decoder = spon.Decoder(U, bcs=DirichletBC(U, 0.0, 1))
+        nets.append(spon.OperatorNetwork([spon.Encoder(F), spon.Encoder(U)], processor, decoder))
+    with torch.no_grad():
+        for weight in processor.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    geometries = [net.to(dtype).geometry for net in nets]
+    if name == "multigrid":
+        assert len({len(g.hierarchy) for g in geometries}) > 1
+    xs = [[torch.randn(e.space.dim(), 2, dtype=dtype) for e in net.encoders] for net in nets]
+    alone = torch.cat([processor(x, g) for x, g in zip(xs, geometries, strict=True)])
+    joined = [torch.cat(each) for each in zip(*xs, strict=True)]
+    together = processor(joined, merged(geometries))
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    assert (together - alone).abs().max() < limit * alone.abs().max()
 
 
 # -- networks, losses and conditions of one's own ------------------------------------------------
