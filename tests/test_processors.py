@@ -14,12 +14,14 @@ from spon.processors.base import Processor
 
 SMALL = {
     "mlp": {"hidden": [8]},
+    "elliptic": {"channels": 4, "layers": 2, "solves": 2, "rounds": 1},
     "graph": {"channels": 8, "rounds": 2},
     "multigrid": {"channels": 4, "layers": 2, "width": 3, "levels": 3, "smoother": "stencil"},
     "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "width": 2},
     "spectral": {"channels": 6, "layers": 2, "modes": 12, "polynomials": 4, "points": 0},
 }
 INDEPENDENT = {
+    "elliptic": SMALL["elliptic"],
     "graph": SMALL["graph"],
     "multigrid": SMALL["multigrid"],
     "resolvent": SMALL["resolvent"],

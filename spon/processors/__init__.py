@@ -9,6 +9,7 @@ from spon.processors.base import (
     create,
     register,
 )
+from spon.processors.elliptic import Elliptic
 from spon.processors.graph import Graph
 from spon.processors.mlp import MLP
 from spon.processors.multigrid import Multigrid
@@ -17,6 +18,7 @@ from spon.processors.spectral import Spectral
 
 __all__ = [
     "MLP",
+    "Elliptic",
     "Field",
     "Geometry",
     "GeometryRequest",
