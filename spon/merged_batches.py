@@ -17,7 +17,7 @@ from spon.processors.merging import kind, merged
 from spon.samples import summed, summed_loss
 from spon.training_sets import Part
 
-__all__ = ["summed_losses"]
+__all__ = ["merged_loss", "summed_losses"]
 
 # From so many nodes on message passing is no faster side by side (benchmarks/merged_meshes.py).
 _SMALL = 1000
@@ -50,7 +50,7 @@ def summed_losses(pieces: Iterable[Part], device: torch.device) -> Iterator[Tens
         if len(group) == 1:
             yield summed_loss(group[0].net, group[0].loss, group[0].samples.to(device))
         else:
-            yield _merged_loss(group, device)
+            yield merged_loss(group, device)
 
 
 def _key(piece: Part) -> Any:
@@ -62,7 +62,21 @@ def _key(piece: Part) -> Any:
     return None if net.geometry.nodes > _SMALL else (id(processor), kind(net.geometry))
 
 
-def _merged_loss(group: Sequence[Part], device: torch.device) -> Tensor:
+def merged_loss(group: Sequence[Part], device: torch.device) -> Tensor:
+    """Sum of the losses of samples on several meshes, which go through the network side by side.
+
+    Parameters
+    ----------
+    group : sequence of Part
+        One processor, geometries of one `spon.processors.merging.kind`, one sample each.
+    device : torch.device
+        Where the networks are.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
     nets = [cast(Any, piece.net) for piece in group]
     batches = [piece.samples.to(device) for piece in group]
     xs = [net.processor_inputs(batch.inputs) for net, batch in zip(nets, batches, strict=True)]

@@ -28,7 +28,7 @@ _FIRST_STEPS = 64  # samples that give a network without labels its scale
 
 
 def fit(
-    net: nn.Module,
+    net: nn.Module | Sequence[nn.Module],
     data: Any,
     loss: Any = None,
     validation: Any = 0.1,
@@ -62,20 +62,26 @@ def fit(
 
     Parameters
     ----------
-    net : OperatorNetwork
+    net : OperatorNetwork or sequence of OperatorNetwork
         Trained in place, brought to `dtype` and `device`, and left in evaluation mode. If it is
-        not calibrated, it is calibrated on the training samples.
-    data : Dataset
+        not calibrated, it is calibrated on the training samples. A sequence has a network for each
+        data set, made by ``net.on(mesh, bcs)`` where a mesh needs conditions of its own.
+    data : Dataset or sequence of Dataset
         Inputs and output of the network's spaces; inputs alone for a loss that needs no outputs.
+        In a sequence each data set may have a mesh and a domain of its own, with the same elements:
+        copies of the network by ``net.on(data.mesh())`` share the weights. Batches are drawn from
+        all samples together, each of which counts the same; so are the scales of inputs and output.
     loss : callable, optional
         One of `spon.losses` or any ``loss(prediction, target)`` of two tensors (batch, dim) that
         returns the mean over the batch as a scalar; or a `spon.losses.Residual` or
         `spon.losses.Energy`, which look at the inputs and need no outputs. By default the relative
         L2 error in the decoder's space. The average over samples is what is minimised, whatever
-        the reduction.
-    validation : float, Dataset or None, optional
-        The part of the samples to hold back (drawn by `seed`), a dataset of its own, or None for
-        no validation.
+        the reduction. With several meshes a loss that has a method ``on(space)`` is moved to each,
+        as the errors of `spon.losses` are; what belongs to one mesh, as a form does, is given as a
+        sequence, one loss for each data set.
+    validation : float, Dataset, sequence of Dataset or None, optional
+        The part of the samples to hold back (drawn by `seed` from all data sets together), data of
+        their own (with several data sets on any mesh), or None for no validation.
     epochs : int, optional
         Passes over the training samples with AdamW; 0 leaves the training to L-BFGS.
     batch_size : int, optional
@@ -129,16 +135,19 @@ def fit(
     ValueError
         If an argument is out of range, the data hold NaN or belong to other spaces than the
         network, the loss is not a scalar, or the checkpoint belongs to another network, other data
-        or other settings.
+        or other settings. With several data sets the message begins with ``data[i]`` where one of
+        them has other elements, a mesh without the tags of the conditions, or a mesh that the
+        network's weights do not serve on.
     TrainingDivergedError
         If the loss becomes NaN or infinite. The network is left with the best weights so far.
     RuntimeError
-        If the checkpoint cannot be read.
+        If the checkpoint cannot be read, or one of several data sets has no mesh.
 
     Examples
     --------
     >>> history = spon.fit(net, data, epochs=200, checkpoint="run.pt")    # doctest: +SKIP
     >>> history.plot("losses.png")                                        # doctest: +SKIP
+    >>> spon.fit(net, [on_plate, on_gear, on_bracket])                    # doctest: +SKIP
     """
     options = Options(
         epochs=_integer("epochs", epochs, 0),
@@ -175,15 +184,18 @@ def fit(
         return Trainer(base, train, held_back, options, group, place, rows).run()
 
 
-def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) -> Tensor:
+def evaluate(
+    net: nn.Module | Sequence[nn.Module], data: Any, loss: Any = None, batch_size: int = 64
+) -> Tensor:
     """Loss of each sample of a dataset, without gradient.
 
     Parameters
     ----------
-    net : OperatorNetwork
-        Used in evaluation mode; its mode, dtype and device stay as they are.
-    data : Dataset
-        Inputs and output of the network's spaces.
+    net : OperatorNetwork or sequence of OperatorNetwork
+        Used in evaluation mode; its mode, dtype and device stay as they are. A sequence as in
+        `fit`.
+    data : Dataset or sequence of Dataset
+        Inputs and output of the network's spaces; several as in `fit`.
     loss : callable, optional
         As for `fit`; by default the relative L2 error in the decoder's space. One without a method
         ``per_sample`` is called sample by sample.
@@ -193,7 +205,8 @@ def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) 
     Returns
     -------
     Tensor, shape (n,)
-        On the CPU, in the dtype of the network.
+        On the CPU, in the dtype of the network; the samples of several data sets one after the
+        other.
 
     Raises
     ------
