@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -22,6 +21,7 @@ from spon.distributed import Group
 from spon.history import History
 from spon.merged_batches import summed_losses
 from spon.resume import read_state, write_state
+from spon.run_settings import described_losses, described_spaces, name_of
 from spon.samples import average_loss
 from spon.training_sets import TrainingSet
 
@@ -366,18 +366,18 @@ class Trainer:
         processor = getattr(self.net, "processor", None)
         return {
             "network": f"{type(processor).__name__} {processor.config()}" if processor else None,
-            **_spaces(self.networks),
+            **described_spaces(self.networks),
             "epochs": None if open_end else options.epochs,
             "batch_size over all processes": self.global_batch,
             "lr": options.lr,
             "weight_decay": options.weight_decay,
-            "schedule": _name(options.schedule),
+            "schedule": name_of(options.schedule),
             "lbfgs": options.lbfgs,
             "patience": options.patience,
             "clip": options.clip,
             "seed": options.seed,
             "dtype": str(self.weights[0].dtype),
-            "loss": _joined([_name(part.loss) for part in self.train.parts]),
+            "loss": described_losses([part.loss for part in self.train.parts]),
             "training data": self.train.fingerprint(),
             "validation data": self.validation.fingerprint() if self.validation else None,
         }
@@ -386,61 +386,3 @@ class Trainer:
 def _seed(seed: int, epoch: int, stream: int) -> int:
     """A seed for each epoch and purpose, far apart for neighbouring numbers."""
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _spaces(networks: Sequence[nn.Module]) -> dict[str, Any]:
-    """What the networks take and give: in words for one, as a hash for several."""
-    encoders = [[_encoder(e) for e in getattr(net, "encoders", ())] for net in networks]
-    decoders = [_decoder(getattr(net, "decoder", None)) for net in networks]
-    if len(networks) == 1:
-        return {"encoders": encoders[0], "decoder": decoders[0]}
-    digests = [_digest(repr(described).encode()) for described in (encoders, decoders)]
-    named = zip(("encoders", "decoder"), digests, strict=True)
-    return {name: f"on {len(networks)} meshes [{digest}]" for name, digest in named}
-
-
-def _joined(names: Sequence[str]) -> str:
-    """The name that all have, or a hash of several."""
-    if len(set(names)) == 1:
-        return names[0]
-    return f"{len(names)} losses [{_digest(repr(list(names)).encode())}]"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=4).hexdigest()
-
-
-def _encoder(encoder: Any) -> str:
-    """The input space, where its data come from, and a hash of how they are read."""
-    space, data = getattr(encoder, "signature", None), getattr(encoder, "data_signature", None)
-    if space is None:
-        return type(encoder).__name__
-    source = "values" if data is None else data.describe()
-    options = [getattr(encoder, k, None) for k in ("method", "points", "grid", "box", "smoothing")]
-    text = repr([None if x is None else np.asarray(x).tolist() for x in options])
-    digest = _digest(text.encode())
-    return space.describe() if data == space else f"{space.describe()} from {source} [{digest}]"
-
-
-def _decoder(decoder: Any) -> str | None:
-    """The output space, what is promised, and which dofs are prescribed to what."""
-    if decoder is None:
-        return None
-    space = getattr(decoder, "signature", None)
-    text = type(decoder).__name__ if space is None else space.describe()
-    promised = getattr(decoder, "promised", "")
-    text += f" with {promised}" if promised else ""
-    parts = [getattr(decoder, name, None) for name in ("constrained", "values")]
-    if not all(isinstance(part, Tensor) for part in parts):
-        return text
-    constrained, values = (part.detach().cpu().numpy() for part in parts if part is not None)
-    # Values of free dofs mean nothing.
-    prescribed = constrained.tobytes() + values[constrained].tobytes()
-    digest = _digest(prescribed)
-    return f"{text}, {int(constrained.sum())} prescribed dofs [{digest}]"
-
-
-def _name(thing: Any) -> str:
-    if isinstance(thing, str | nn.Module):
-        return str(thing)
-    return getattr(thing, "__qualname__", type(thing).__name__)
