@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
-from spon.calibration import calibrate_together
+from spon.calibration import calibrate_together, fit_linear_together
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
@@ -125,6 +125,31 @@ class OperatorNetwork(nn.Module):
             If the data hold NaN or infinity, or have the wrong shape.
         """
         calibrate_together([self], [inputs], [output])
+
+    def fit_linear(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """Fit the linear path of the processor to data in closed form, if it has one.
+
+        A network with fresh weights starts from there: its nonlinear part says nothing yet.
+        `spon.fit` calls this once, after `calibrate`. Decoders with promises take none of it.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, shapes (n, ...)
+            What each encoder takes.
+        output : Tensor, shape (n, U.dim())
+            The outputs of these inputs.
+
+        Raises
+        ------
+        ValueError
+            If the numbers of samples differ.
+        """
+        self._check_count(inputs)
+        if any(len(x) != len(output) for x in inputs):
+            raise ValueError(
+                f"Got {[len(x) for x in inputs]} samples of the inputs for {len(output)} outputs."
+            )
+        fit_linear_together([self], [inputs], [output])
 
     def forward(self, *inputs: Any, boundary: Any = None, **given: Any) -> Any:
         """Apply the operator.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spon.calibration import calibrate_together
+from spon.calibration import calibrate_together, fit_linear_together
 from spon.distributed import current_group
 from spon.history import History
 from spon.mesh_copies import MeshCopies
@@ -268,14 +268,19 @@ def _calibrate(samples: TrainingSet) -> None:
     """Take the scales of a network from the data, or from the equations where there are no data."""
     inputs = [part.samples.inputs for part in samples.parts]
     outputs = [_outputs(part, len(part) / len(samples)) for part in samples.parts]
-    if len(samples.networks) == 1:
-        known = [u for u in outputs if u is not None]
-        output = _joined(known) if len(known) == len(outputs) else None
-        cast(Any, samples.networks[0]).calibrate(
-            tuple(map(_joined, zip(*inputs, strict=True))), output
-        )
-    else:
-        calibrate_together([cast(Any, part.net) for part in samples.parts], inputs, outputs)
+    known = [u for u in outputs if u is not None]
+    labelled = all(part.samples.labelled for part in samples.parts)
+    if len(samples.networks) > 1:
+        nets = [part.net for part in samples.parts]
+        calibrate_together(nets, inputs, outputs)
+        if labelled:
+            fit_linear_together(nets, inputs, known)
+        return
+    net = cast(Any, samples.networks[0])
+    joined = tuple(_joined(x) for x in zip(*inputs, strict=True))
+    net.calibrate(joined, _joined(known) if len(known) == len(outputs) else None)
+    if labelled and hasattr(net, "fit_linear"):
+        net.fit_linear(joined, _joined(known))
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

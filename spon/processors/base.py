@@ -346,6 +346,18 @@ class Processor(nn.Module, ABC):
     def request(self) -> GeometryRequest:
         """The geometry that `forward` needs."""
 
+    def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
+        """Fit the weights of a linear path from inputs to output in closed form, if there is one.
+
+        Parameters
+        ----------
+        xs : sequence of Tensor, shapes (dim_i, samples)
+        y : Tensor, shape (dim_out, samples)
+        geometry : Geometry
+        rows : bool Tensor, shape (dim_out,)
+            Coefficients of the output that count; conditions prescribe the others.
+        """
+
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Map input coefficients to output coefficients.

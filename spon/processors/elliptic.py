@@ -13,13 +13,13 @@ from spon.processors.base import Field, Geometry, GeometryRequest, Processor, re
 from spon.processors.checks import check_integer
 from spon.processors.graph import Round
 from spon.processors.points import Points
-from spon.processors.pointwise import pointwise
+from spon.processors.pointwise import pointwise, silent
 
 __all__ = ["Elliptic"]
 
 _ORDER_ONE = 20.0  # about the first eigenvalue of a fixed membrane of unit area
-_LARGEST = 12.0  # logarithms of coefficients stay below it: a contrast of 10 to the 10
-_STRETCH = 3.0  # the same for the factors of the directions
+_LARGEST = 8.0  # logarithms of coefficients stay below it: a contrast of about ten million
+_STRETCH = 1.5  # the same for the factors of the directions: squared, twenty to one twentieth
 _REACTION = 1e-2  # least reaction where no condition makes a problem regular
 
 
@@ -112,11 +112,9 @@ class Elliptic(Processor):
         self.local = nn.ModuleList(Round(c, gdim + 2) for _ in range(self.rounds))
         self.hidden = nn.ModuleList(_Layer(c, total, self.solves, gdim) for _ in range(self.layers))
         self.factors = nn.Linear(c, self.solves * out)
-        self.read = pointwise(c, 2 * c, out)
+        self.read = silent(pointwise(c, 2 * c, out))
         nn.init.zeros_(self.factors.weight)
         nn.init.constant_(self.factors.bias, 1.0 / self.solves)
-        for weight in self.read[-1].parameters():
-            nn.init.zeros_(weight)
 
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Map input coefficients (dim_i, batch) to output coefficients (dim_out, batch)."""
@@ -175,17 +173,18 @@ class _Layer(nn.Module):
         return solutions, latent + new
 
     def _tensor(self, log: Tensor, factor: Tensor) -> list[Tensor]:
-        """The upper triangle of exp(log) L L^T with the lower triangular L = exp(diagonal) + rest.
+        """The upper triangle of exp(log) L L^T, where L = D T with a positive diagonal D and a unit
+        lower triangular T.
 
-        Both logarithms are bounded: what a factorisation cannot take is out of reach.
+        All of it is bounded: what a factorisation cannot take is out of reach.
         """
         scale = torch.exp(log.clamp(-_LARGEST, _LARGEST))
-        rows = iter(factor.unbind(-1))
+        rows = iter(factor.clamp(-_STRETCH, _STRETCH).unbind(-1))
         lower: list[list[Tensor]] = []
         for i in range(self.gdim):
             entries = [next(rows) for _ in range(i + 1)]
-            entries[i] = torch.exp(entries[i].clamp(-_STRETCH, _STRETCH))
-            lower.append(entries)
+            size = torch.exp(entries[i])
+            lower.append([*(size * entry for entry in entries[:i]), size])
         out = []
         for i in range(self.gdim):
             for j in range(i, self.gdim):
