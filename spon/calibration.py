@@ -68,8 +68,9 @@ def fit_linear_together(
 ) -> None:
     """Fit the linear path of the processor to samples of several meshes, if it has one.
 
-    Each mesh gives as many samples; all meshes are looked at, as long as they are not too large
-    together. The path of a processor that takes no merged geometries is fitted on the first mesh.
+    Each mesh gives as many samples, over again where it has fewer; all meshes are looked at, as
+    long as they are not too large together. The path of a processor that takes no merged
+    geometries is fitted on the first mesh.
 
     Parameters
     ----------
@@ -84,16 +85,17 @@ def fit_linear_together(
     if any(net.decoder.kept is not None for net in networks):
         return
     chosen = _looked_at([net.geometry for net in networks], first.processor.mergeable)
-    each = min([_FEW // len(chosen), *(len(outputs[i]) for i in chosen)])
+    each = min(_FEW // len(chosen), max(len(outputs[i]) for i in chosen))
+    rows = {i: torch.arange(each) % len(outputs[i]) for i in chosen}
     nets = [networks[i] for i in chosen]
     place = {"device": first.device, "dtype": first.dtype}
     with torch.no_grad():
         xs = [
-            net.processor_inputs([x[:each].to(**place) for x in inputs[i]])
+            net.processor_inputs([x[rows[i].to(x.device)].to(**place) for x in inputs[i]])
             for i, net in zip(chosen, nets, strict=True)
         ]
         y = [
-            net.output_norm(outputs[i][:each].to(**place)).T
+            net.output_norm(outputs[i][rows[i].to(outputs[i].device)].to(**place)).T
             for i, net in zip(chosen, nets, strict=True)
         ]
         first.processor.fit_linear(

@@ -181,6 +181,19 @@ def test_scales_and_mode_of_a_copy_follow_the_network(domains):
     assert net.on(domains[2]).training is False
 
 
+@pytest.mark.parametrize("kind", ["multigrid", "resolvent", "spectral"])
+def test_the_linear_path_starts_from_all_meshes(domains, kind):
+    sets = [smooth_data(mesh, n, seed=n) for mesh, n in zip(domains, (5, 1, 9), strict=True)]
+    F, U = spaces(domains[0])
+    torch.manual_seed(0)
+    decoder = spon.Decoder(U, bcs=DirichletBC(U, 0.5, "on_boundary"))
+    net = spon.OperatorNetwork(spon.Encoder(F), PROCESSORS[kind](), decoder, torch.float64)
+    frozen = {"epochs": 1, "lr": 1e-12, "weight_decay": 0.0, "validation": None, **QUIET}
+    spon.fit(net, sets, **frozen)
+    # The solution is a function of the Laplacian of the inputs, here with few terms.
+    assert spon.evaluate(net, sets).max() < 0.2
+
+
 def test_training_lowers_the_error_on_each_mesh_and_on_one_unseen():
     solved = [smooth_data(mesh, 40, seed=i) for i, mesh in enumerate(meshes())]
     unseen = smooth_data(UnitDiskMesh(3), 10, seed=9)
