@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from operator_learning import report
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -402,6 +404,7 @@ BLOCKS = {
     "solid-table": solid_table,
     "identification-table": identification_table,
     "merged-table": merged_table,
+    **report.blocks(where),
 }
 
 
@@ -458,6 +461,7 @@ def main():
     stale = []
     if "--check" not in sys.argv:
         draw_curves()
+        report.draw()
     for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
         old = path.read_text()
         new = filled(old)

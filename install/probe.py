@@ -24,6 +24,10 @@ CONSTRAINTS = ROOT / "install" / "constraints.txt"
 OLDEST_HYPRE = (2, 29)
 
 
+# Extras that the set-up does not install: the rivals of a benchmark, with much that they bring.
+ON_REQUEST = {"benchmarks"}
+
+
 class ProbeError(RuntimeError):
     """Something that the set-up needs is not on this machine."""
 
@@ -184,12 +188,13 @@ def cache_key() -> str:
 
 
 def requirements() -> str:
-    """Return what the project needs, with every extra, one requirement a line (from setup.cfg)."""
+    """Return what the set-up installs, one requirement a line: all but the extras on request."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].splitlines()
-    for extra in config["options.extras_require"].values():
-        lines += extra.splitlines()
+    for name, extra in config["options.extras_require"].items():
+        if name not in ON_REQUEST:
+            lines += extra.splitlines()
     return "\n".join(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 

@@ -1,0 +1,115 @@
+"""Networks of spon: one entry of `OURS` for each processor, with the settings that are tried."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+import spon
+from operator_learning.harness import Network, Tried, settings
+from operator_learning.problems import Level, Problem
+
+__all__ = ["OURS", "Operator", "processor"]
+
+
+class Operator(nn.Module):
+    """An `OperatorNetwork` behind the interface of the comparison.
+
+    On a level other than that of training, the network is moved by `OperatorNetwork.on`.
+    """
+
+    def __init__(self, problem: Problem, kind: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        level = problem.level
+        self.net = spon.OperatorNetwork(
+            spon.Encoder(level.V),
+            spon.processors.create(kind, options),
+            spon.Decoder(level.U, bcs=level.rule),
+        )
+        samples = problem.train
+        self.net.calibrate([level.coefficients(samples.x)], level.output_coefficients(samples.y))
+        # In a plain dict: they share the weights, which count once.
+        self._moved = {level.name: self.net}
+
+    def forward(self, x: Tensor, level: Level) -> Tensor:
+        """(batch, inputs) to (batch, outputs)."""
+        if level.name not in self._moved:
+            self._moved[level.name] = self.net.on(level.mesh)
+        return level.values(self._moved[level.name](level.coefficients(x)))
+
+
+def processor(name: str, kind: str, tried: Tried, note: str = "") -> Network:
+    """An entry of the comparison.
+
+    Parameters
+    ----------
+    name : str
+        In tables and on the command line.
+    kind : str
+        In the registry of processors.
+    tried : sequence of (processor options, options of `training.Optimiser`)
+    note : str, optional
+    """
+
+    def build(problem: Problem, **options: Any) -> nn.Module:
+        return Operator(problem, kind, options)
+
+    module = inspect.getfile(type(spon.processors.create(kind, {})))
+    return Network(name, build, partial(_settings, tried), ours=True, note=note, sources=(module,))
+
+
+def _settings(tried: Tried, problem: Problem) -> list[dict[str, Any]]:
+    return settings(tried, batch_size=8 if problem.level.outputs > 1000 else 16)
+
+
+_SPECTRAL: Tried = [
+    ({"channels": 24, "layers": 4, "modes": 100}, {"lr": 4e-3, "weight_decay": 1e-4}),
+    ({"channels": 24, "layers": 4, "modes": 100}, {"lr": 4e-3, "weight_decay": 1e-1}),
+    ({"channels": 32, "layers": 4, "modes": 150}, {"lr": 4e-3, "weight_decay": 1e-1}),
+    ({"channels": 24, "layers": 6, "modes": 150}, {"lr": 3e-3, "weight_decay": 1e-1}),
+    ({"channels": 48, "layers": 4, "modes": 100}, {"lr": 3e-3, "weight_decay": 1e-1}),
+    ({"channels": 16, "layers": 3, "modes": 200}, {"lr": 5e-3, "weight_decay": 1e-2}),
+]
+_MULTIGRID: Tried = [
+    ({"channels": 16, "layers": 3, "width": 8}, {"lr": 4e-3, "weight_decay": 1e-4}),
+    ({"channels": 24, "layers": 4, "width": 8}, {"lr": 4e-3, "weight_decay": 1e-2}),
+    ({"channels": 24, "layers": 4, "width": 12}, {"lr": 3e-3, "weight_decay": 1e-1}),
+    (
+        {"channels": 24, "layers": 4, "width": 8, "smoother": "stencil"},
+        {"lr": 3e-3, "weight_decay": 1e-2},
+    ),
+    ({"channels": 32, "layers": 5, "width": 8}, {"lr": 3e-3, "weight_decay": 1e-2}),
+    ({"channels": 16, "layers": 3, "width": 8, "pre": 2, "post": 2}, {"lr": 4e-3}),
+]
+_RESOLVENT: Tried = [
+    ({"channels": 24, "layers": 3}, {"lr": 4e-3, "weight_decay": 1e-4}),
+    ({"channels": 24, "layers": 4, "width": 4}, {"lr": 4e-3, "weight_decay": 1e-2}),
+    ({"channels": 32, "layers": 4, "width": 4}, {"lr": 3e-3, "weight_decay": 1e-1}),
+    (
+        {"channels": 24, "layers": 4, "width": 4, "alphas": 7, "smallest": 1e-4},
+        {"lr": 4e-3, "weight_decay": 1e-2},
+    ),
+    ({"channels": 32, "layers": 5, "width": 2}, {"lr": 3e-3, "weight_decay": 1e-2}),
+    ({"channels": 16, "layers": 3, "width": 4, "alphas": 4}, {"lr": 5e-3, "weight_decay": 1e-3}),
+]
+_GRAPH: Tried = [
+    ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
+    ({"channels": 24, "rounds": 10}, {"lr": 2e-3, "weight_decay": 1e-3}),
+    ({"channels": 48, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-3}),
+    ({"channels": 32, "rounds": 10}, {"lr": 3e-3, "weight_decay": 1e-3}),
+    ({"channels": 48, "rounds": 8}, {"lr": 2e-3, "weight_decay": 1e-3}),
+    ({"channels": 16, "rounds": 8}, {"lr": 4e-3, "weight_decay": 1e-4}),
+]
+
+OURS = {
+    network.name: network
+    for network in (
+        processor("Spectral", "spectral", _SPECTRAL),
+        processor("Multigrid", "multigrid", _MULTIGRID),
+        processor("Resolvent", "resolvent", _RESOLVENT),
+        processor("Graph", "graph", _GRAPH, note="message passing between encoder and decoder"),
+    )
+}
