@@ -54,7 +54,8 @@ def main():
     results = [
         known[demo.stem] if demo.stem in known else measure(demo, options.quick)
         for demo in sorted((ROOT / "demos").glob("*.py"))
-        if "spon.report(" in demo.read_text()  # those that train a network on samples
+        # those that train one network on one set of samples
+        if all(part in demo.read_text() for part in ("spon.report(", "train.h5", "training.csv"))
     ]
     write("demos", results, {"command": "python demos/NAME.py"}, options.output, options.quick)
 

@@ -360,6 +360,23 @@ def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
 
+def merged_table():
+    """Small meshes side by side against one by one."""
+    record = load("merged_meshes")
+    rows = record["results"]
+    sizes = list(dict.fromkeys((r["meshes"], r["nodes"]) for r in rows))
+    heads = [f"{meshes} meshes of {nodes:,} nodes" for meshes, nodes in sizes]
+    lines = [
+        "| one sample on each, times faster side by side | " + " | ".join(heads) + " |",
+        "|---" * (1 + len(sizes)) + "|",
+    ]
+    for name in dict.fromkeys(r["processor"] for r in rows):
+        ratio = {(r["meshes"], r["nodes"]): r["ratio"] for r in rows if r["processor"] == name}
+        cells = [f"{ratio[size]:.2f}" for size in sizes]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
 def where(record):
     """The machine in words."""
     m = record["machine"]
@@ -386,6 +403,7 @@ BLOCKS = {
     "guarded-table": guarded_table,
     "solid-table": solid_table,
     "identification-table": identification_table,
+    "merged-table": merged_table,
     **report.blocks(where),
 }
 

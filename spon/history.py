@@ -41,8 +41,9 @@ class History:
     stopped_early : bool
         Whether `patience` ended the run.
     validation_samples : list of int
-        Numbers of the samples of the data that were held back for validation; empty if validation
-        data were given as a dataset of their own, or not at all.
+        Numbers of the samples of the data that were held back for validation, counted through all
+        data sets where there are several; empty if validation data were given as a dataset of
+        their own, or not at all.
     """
 
     epoch: list[int] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,37 @@ class NormLoss(nn.Module):
         self.reduction = reduction
         # Kept outside of the buffers, so that `.to(float32)` cannot spoil the float64 matrix.
         self._matrix = gram(space, norm).to_scipy()
-        self.space_name = signature(space).describe()
+        self.signature = signature(space)
         self._copies: dict[tuple[torch.dtype, torch.device], SparseMap] = {}
+
+    @property
+    def space_name(self) -> str:
+        """The space in one line, for messages."""
+        return self.signature.describe()
+
+    def on(self, space: Any) -> Self:
+        """The same loss on another mesh.
+
+        Parameters
+        ----------
+        space : firedrake.FunctionSpace
+            Of the same element.
+
+        Raises
+        ------
+        ValueError
+            If it has another element.
+        """
+        if not signature(space).same_element(self.signature):
+            raise ValueError(
+                f"This {type(self).__name__} measures functions in {self.space_name}, the space on "
+                f"the other mesh is {signature(space).describe()}."
+            )
+        return type(self)(space, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the constructor beside the space."""
+        return {"norm": self.norm, "reduction": self.reduction}
 
     @property
     def dim(self) -> int:
@@ -213,6 +242,9 @@ class _Relative(NormLoss):
     def extra_repr(self) -> str:
         """Norm, space and floor, for ``print``."""
         return super().extra_repr() + (f", floor={self.floor}" if self.floor else "")
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"floor": self.floor}
 
     def _squared_ratio(self, prediction: Tensor, target: Tensor) -> Tensor:
         error = self.squared_norm(self._difference(prediction, target))

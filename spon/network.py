@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from spon import fem
+from spon.calibration import calibrate_together, fit_linear_together
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
 from spon.normalisation import Normaliser
 from spon.processors import Field, Geometry, Processor
-from spon.sparse import SparseMap
+from spon.signature import SpaceSignature
 
 __all__ = ["OperatorNetwork"]
-
-_FEW = 128  # samples determine the few weights of a linear path
 
 
 class OperatorNetwork(nn.Module):
@@ -125,16 +124,7 @@ class OperatorNetwork(nn.Module):
         ValueError
             If the data hold NaN or infinity, or have the wrong shape.
         """
-        self._check_count(inputs)
-        with torch.no_grad():
-            for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True):
-                norm.fit(encoder(x.to(self.device, self.dtype)), self._masses(encoder.space))
-            if output is None:
-                self.output_norm.fitted.fill_(True)
-                return
-            output = output.to(self.device, self.dtype)
-            latent = self.decoder.pull_back(output)
-            self.output_norm.fit(latent, self._masses(self.decoder.latent))
+        calibrate_together([self], [inputs], [output])
 
     def fit_linear(self, inputs: Sequence[Tensor], output: Tensor) -> None:
         """Fit the linear path of the processor to data in closed form, if it has one.
@@ -159,20 +149,7 @@ class OperatorNetwork(nn.Module):
             raise ValueError(
                 f"Got {[len(x) for x in inputs]} samples of the inputs for {len(output)} outputs."
             )
-        if self.decoder.kept is not None:
-            return
-        with torch.no_grad():
-            xs = [
-                norm(encoder(x[:_FEW].to(self.device, self.dtype))).T
-                for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True)
-            ]
-            y = self.output_norm(output[:_FEW].to(self.device, self.dtype)).T
-            self.processor.fit_linear(xs, y, self.geometry, ~self.decoder.constrained)
-
-    def _masses(self, space: Any) -> list[SparseMap] | None:
-        # Where the weights serve on any mesh, so must the scales: dofs that are integrals over
-        # facets or edges shrink with them, the values of the functions do not.
-        return fem.mean_mass(space) if self.processor.mesh_independent else None
+        fit_linear_together([self], [inputs], [output])
 
     def forward(self, *inputs: Any, boundary: Any = None, **given: Any) -> Any:
         """Apply the operator.
@@ -203,8 +180,8 @@ class OperatorNetwork(nn.Module):
         if all(isinstance(x, Tensor) for x in inputs):
             if boundary is not None and not isinstance(boundary, Tensor):
                 boundary = self._functions_to_boundary(boundary).to(self.device, self.dtype)
-            decoded: Tensor = self.decoder(self._process(inputs), boundary, **given)
-            return decoded
+            processed = self.processor(self.processor_inputs(inputs), self.geometry)
+            return self.decode(processed, boundary, **given)
         if any(isinstance(x, Tensor) for x in inputs):
             raise TypeError("Give all inputs as functions or all as tensors, not some of each.")
         with torch.no_grad():
@@ -222,21 +199,59 @@ class OperatorNetwork(nn.Module):
             out = self.decoder.function(self._run(encoded).cpu(), values, **given)
         return out[0] if single else out
 
-    def _process(self, inputs: Sequence[Tensor]) -> Tensor:
+    def processor_inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the processor is given: encoded and scaled, dofs first.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, shapes (batch, ...)
+            As `forward` takes them.
+
+        Returns
+        -------
+        list of Tensor, shapes (dim_i, batch)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `forward`.
+        """
+        self._check_count(inputs)
         for x in inputs:
             if x.dtype != self.dtype:
                 raise TypeError(
                     f"Got a {x.dtype} tensor for a {self.dtype} network: convert the data or the "
                     "network with .to(dtype)."
                 )
-        return self._run([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
+        return self._scaled([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
+
+    def decode(self, values: Tensor, boundary: Tensor | None = None, **given: Any) -> Tensor:
+        """Make an output of what the processor returned.
+
+        Parameters
+        ----------
+        values : Tensor, shape (latent dim, batch)
+        boundary, **given : optional
+            As in `forward`.
+
+        Returns
+        -------
+        Tensor, shape (batch, U.dim())
+        """
+        decoded: Tensor = self.decoder(self._scaled_back(values), boundary, **given)
+        return decoded
 
     def _run(self, encoded: Sequence[Tensor]) -> Tensor:
+        return self._scaled_back(self.processor(self._scaled(encoded), self.geometry))
+
+    def _scaled(self, encoded: Sequence[Tensor]) -> list[Tensor]:
         batches = {len(x) for x in encoded}
         if len(batches) > 1:
             raise ValueError(f"The inputs have different batch sizes: {sorted(batches)}.")
-        scaled = [n(x).T for n, x in zip(self._norms, encoded, strict=True)]
-        return self.output_norm.inverse(self.processor(scaled, self.geometry).T)
+        return [n(x).T for n, x in zip(self._norms, encoded, strict=True)]
+
+    def _scaled_back(self, values: Tensor) -> Tensor:
+        return self.output_norm.inverse(values.T)
 
     def _functions_to_boundary(self, boundary: Any) -> Tensor:
         if isinstance(boundary, Tensor):
@@ -272,29 +287,49 @@ class OperatorNetwork(nn.Module):
         ValueError
             Naming both signatures.
         """
+        for what, found, wanted in self._compared(data):
+            if found != wanted:
+                raise ValueError(_mismatch(what, found, wanted))
+
+    def check_elements(self, data: Any) -> None:
+        """Refuse a dataset with other elements than the network's, on whatever mesh.
+
+        Parameters
+        ----------
+        data : Dataset
+
+        Raises
+        ------
+        ValueError
+            Naming both signatures.
+        """
+        for what, found, wanted in self._compared(data):
+            if not found.same_element(wanted):
+                raise ValueError(_mismatch(what, found, wanted))
+
+    def _compared(self, data: Any) -> list[tuple[str, SpaceSignature, SpaceSignature]]:
+        """What a dataset has in a space, with its signature there and that of the network."""
         given = list(data.input_signatures.items())
         if len(given) != len(self.encoders):
             raise ValueError(
                 f"The network has {len(self.encoders)} inputs, the dataset {len(given)}: "
                 f"{[name for name, _ in given]}."
             )
+        pairs = []
         for (name, found), encoder in zip(given, self._encoders, strict=True):
             wanted = encoder.data_signature
-            if wanted is not None and found is not None and found != wanted:
-                raise ValueError(_mismatch(f"input {name!r}", found, wanted))
+            if wanted is not None and found is not None:
+                pairs.append((f"input {name!r}", found, wanted))
         outputs = list(data.output_signatures.items())
-        if not outputs:
-            return
-        if len(outputs) != 1:
+        if len(outputs) > 1:
             raise ValueError(
                 f"A network has one output, the dataset has {len(outputs)}: use a mixed space."
             )
-        name, found = outputs[0]
-        if found != self.decoder.signature:
-            raise ValueError(_mismatch(f"output {name!r}", found, self.decoder.signature))
+        pairs += [(f"output {name!r}", found, self.decoder.signature) for name, found in outputs]
+        return pairs
 
     def on(self, mesh: Any, bcs: Any = None) -> OperatorNetwork:
-        """The same network on another mesh. The weights are shared, not copied.
+        """The same network on another mesh. Weights and scales are shared, not copied.
 
         Parameters
         ----------
@@ -324,11 +359,16 @@ class OperatorNetwork(nn.Module):
 
     def _moved(self, encoders: Sequence[Encoder], decoder: Decoder) -> OperatorNetwork:
         other = OperatorNetwork(encoders, self.processor, decoder, self.dtype)
-        for mine, theirs in zip(self._norms, other._norms, strict=True):
-            theirs.load_state_dict(mine.state_dict())
-        other.output_norm.load_state_dict(self.output_norm.state_dict())
         other.to(self.device)
-        return other
+        other.share_scales(self)
+        # The processor belongs to both, and is in one mode.
+        return other.train(self.training)
+
+    def share_scales(self, other: OperatorNetwork) -> None:
+        """Use the scales of another network: those of `on` belong to the weights, as these do."""
+        for mine, theirs in zip(self._norms, other._norms, strict=True):
+            mine.share(theirs)
+        self.output_norm.share(other.output_norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network to one file: weights, architecture, spaces and conditions.
@@ -388,8 +428,10 @@ def _check_parts(encoders: Sequence[Any], processor: Any, decoder: Any) -> None:
 
 
 def _mismatch(what: str, found: Any, wanted: Any) -> str:
-    given = "values that are not in a space" if found is None else found.describe()
-    text = f"The dataset's {what} is {given}, the network was built for {wanted.describe()}."
-    if found is not None and found.same_element(wanted):
+    text = (
+        f"The dataset's {what} is {found.describe()}, the network was built for "
+        f"{wanted.describe()}."
+    )
+    if found.same_element(wanted):
         text += " The elements agree: move the network with net.on(dataset.mesh())."
     return text

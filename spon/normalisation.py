@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spon.sparse import SparseMap
 
-__all__ = ["Normaliser"]
+__all__ = ["Normaliser", "fit_together"]
 
 
 class Normaliser(nn.Module):
@@ -53,6 +53,13 @@ class Normaliser(nn.Module):
         ValueError
             If `x` has the wrong shape, or holds NaN or infinity.
         """
+        fit_together([self], [x], [masses])
+
+    def share(self, other: Normaliser) -> None:
+        """Use the very numbers of another normaliser, now and whenever it is fitted again."""
+        self.mean, self.scale, self.fitted = other.mean, other.scale, other.fitted
+
+    def _checked_blocks(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 2 or x.shape[1] != sum(self.sizes) or len(x) == 0:
             raise ValueError(
                 f"Expected data of shape (n, {sum(self.sizes)}) with n >= 1, got {tuple(x.shape)}."
@@ -63,23 +70,7 @@ class Normaliser(nn.Module):
                 f"The data hold NaN or infinity in {len(rows)} of {len(x)} samples, the first is "
                 f"number {int(rows[0])}."
             )
-        for i, (block, centre) in enumerate(
-            zip(x.double().split(self.sizes, dim=1), self.centred, strict=True)
-        ):
-            if masses is None:
-                mean = block.mean() if centre else block.new_zeros(())
-                scale = (block - mean).square().mean().sqrt()
-            else:
-                mass = masses[i].to(block.device)
-                one = torch.ones(self.sizes[i], 1, dtype=block.dtype, device=block.device)
-                mean = (block @ mass(one)).mean() if centre else block.new_zeros(())
-                centred = (block - mean).T
-                scale = (centred * mass(centred)).sum(dim=0).mean().sqrt()
-            self.mean[i] = mean
-            # A block that is constant up to round-off carries no information: leave it at zero.
-            constant = scale <= 8 * torch.finfo(x.dtype).eps * mean.abs()
-            self.scale[i] = 1.0 if constant or scale == 0 else scale
-        self.fitted.fill_(True)
+        return list(x.double().split(self.sizes, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise: (batch, dim) to (batch, dim)."""
@@ -96,3 +87,57 @@ class Normaliser(nn.Module):
     def _spread(self, numbers: Tensor) -> Tensor:
         sizes = torch.tensor(self.sizes, device=numbers.device)
         return torch.repeat_interleave(numbers, sizes)
+
+
+def fit_together(
+    normalisers: Sequence[Normaliser],
+    data: Sequence[Tensor],
+    masses: Sequence[Sequence[SparseMap] | None],
+) -> None:
+    """Take the scales from samples on several meshes, each of which counts the same.
+
+    Parameters
+    ----------
+    normalisers : sequence of Normaliser
+        One for each mesh; the first one takes the numbers.
+    data : sequence of Tensor, shapes (n_i, sum of sizes on that mesh)
+    masses : sequence, of what `Normaliser.fit` takes
+        For all meshes, or None for all.
+
+    Raises
+    ------
+    ValueError
+        As `Normaliser.fit`.
+    """
+    first = normalisers[0]
+    blocks = [n._checked_blocks(x) for n, x in zip(normalisers, data, strict=True)]
+    for i, centre in enumerate(first.centred):
+        parts = [
+            (block[i], None if mass is None else mass[i].to(block[i].device))
+            for block, mass in zip(blocks, masses, strict=True)
+        ]
+        mean = parts[0][0].new_zeros(())
+        if centre:
+            mean = torch.cat([_means(block, mass) for block, mass in parts]).mean()
+        squares = [_mean_squares(block - mean, mass) for block, mass in parts]
+        scale = torch.cat(squares).mean().sqrt()
+        first.mean[i] = mean
+        # A block that is constant up to round-off carries no information: leave it at zero.
+        constant = scale <= 8 * torch.finfo(data[0].dtype).eps * mean.abs()
+        first.scale[i] = 1.0 if constant or scale == 0 else scale
+    first.fitted.fill_(True)
+
+
+def _means(block: Tensor, mass: SparseMap | None) -> Tensor:
+    """Mean of each function, shape (n,); without a mass matrix all dofs, which weigh the same."""
+    if mass is None:
+        return block.flatten()
+    one = torch.ones(block.shape[1], 1, dtype=block.dtype, device=block.device)
+    return (block @ mass(one)).flatten()
+
+
+def _mean_squares(block: Tensor, mass: SparseMap | None) -> Tensor:
+    """Mean square of each function, shape (n,); without a mass matrix that of each dof."""
+    if mass is None:
+        return block.square().flatten()
+    return (block.T * mass(block.T)).sum(dim=0)

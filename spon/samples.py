@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Samples", "TrainingData", "average_loss", "loss_per_sample", "summed_loss"]
+__all__ = ["Samples", "TrainingData", "average_loss", "loss_per_sample", "summed", "summed_loss"]
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -161,7 +161,11 @@ def summed_loss(net: nn.Module, loss: Any, batch: Samples) -> Tensor:
     ValueError
         If the loss does not return a scalar.
     """
-    prediction = _predict(net, batch)
+    return summed(loss, _predict(net, batch), batch)
+
+
+def summed(loss: Any, prediction: Tensor, batch: Samples) -> Tensor:
+    """Sum of the losses of the predictions for a batch, see `summed_loss`."""
     if hasattr(loss, "per_sample"):
         total: Tensor = loss.per_sample(prediction, compared(loss, batch)).sum()
         return total

@@ -60,6 +60,24 @@ class SparseMap(nn.Module):
         if dtype != double:
             self.to(dtype)
 
+    @classmethod
+    def of_arrays(
+        cls, shape: tuple[int, int], forward: Sequence[Tensor], transpose: Sequence[Tensor]
+    ) -> SparseMap:
+        """Put a map together from its CSR arrays, without copying or checking them.
+
+        Parameters
+        ----------
+        shape : tuple of int
+        forward, transpose : sequence of Tensor
+            Row pointers, columns and values of the matrix and of its transpose.
+        """
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._shape = shape
+        made._register(forward, transpose)
+        return made
+
     def _register(self, forward: Sequence[Tensor], transpose: Sequence[Tensor]) -> None:
         # The values as they were assembled: a way through float32 and back must not round them.
         self._exact = {"forward": forward[2], "transpose": transpose[2]}
@@ -101,10 +119,8 @@ class SparseMap(nn.Module):
     @property
     def T(self) -> SparseMap:
         """The transpose. It shares its storage with this map."""
-        transpose = SparseMap.__new__(SparseMap)
-        nn.Module.__init__(transpose)
-        transpose._shape = self._shape[::-1]
-        transpose._register(self._arrays("transpose"), self._arrays("forward"))
+        shape = self._shape[::-1]
+        transpose = SparseMap.of_arrays(shape, self._arrays("transpose"), self._arrays("forward"))
         transpose._exact = {
             "forward": self._exact["transpose"],
             "transpose": self._exact["forward"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -20,8 +19,11 @@ from tqdm import tqdm
 
 from spon.distributed import Group
 from spon.history import History
+from spon.merged_batches import summed_losses
 from spon.resume import read_state, write_state
-from spon.samples import Samples, average_loss, summed_loss
+from spon.run_settings import described_losses, described_spaces, name_of
+from spon.samples import average_loss
+from spon.training_sets import TrainingSet
 
 __all__ = ["SCHEDULES", "Options", "Trainer", "TrainingDivergedError"]
 
@@ -62,8 +64,8 @@ class Trainer:
     Parameters
     ----------
     net : Module
-    loss : callable
-    train, validation : Samples
+        Its weights are those of all networks of the two sets.
+    train, validation : TrainingSet
         `validation` is None where there is no validation.
     options : Options
     group : Group
@@ -76,18 +78,19 @@ class Trainer:
     def __init__(
         self,
         net: nn.Module,
-        loss: Any,
-        train: Samples,
-        validation: Samples | None,
+        train: TrainingSet,
+        validation: TrainingSet | None,
         options: Options,
         group: Group,
         device: torch.device,
         validation_samples: list[int],
     ) -> None:
-        self.net, self.loss, self.options = net, loss, options
+        self.net, self.options = net, options
         self.group, self.device = group, device
         self.train = train.settled(device)
         self.validation = None if validation is None else validation.settled(device)
+        held_back = [] if validation is None else validation.networks
+        self.networks = list({id(n): n for n in (*train.networks, *held_back)}.values())
         self.weights = [p for p in net.parameters() if p.requires_grad]
         self.global_batch = options.batch_size * group.size
         self.history = History(validation_samples=validation_samples)
@@ -131,8 +134,12 @@ class Trainer:
             if options.plot is not None:
                 history.plot(options.plot)
         self._restore_best()
-        self.net.eval()
+        self._set_mode(training=False)
         return history
+
+    def _set_mode(self, training: bool) -> None:
+        for net in (self.net, *self.networks):
+            net.train(training)
 
     def _round(self, step: Callable[[], tuple[float, float]], bar: Any) -> None:
         number = len(self.history) + 1
@@ -220,7 +227,7 @@ class Trainer:
         each_batch = not callable(options.schedule)
         # Summed as a tensor: asking for its value in each step would make a GPU wait.
         running = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
-        self.net.train()
+        self._set_mode(training=True)
         for rows in order.split(self.global_batch):
             self.optimiser.zero_grad()
             running += self._backward(rows, self.global_batch)
@@ -237,8 +244,8 @@ class Trainer:
         """Add this process's gradient of the mean over `rows` and return its summed loss."""
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         for part in self.group.share(rows).split(chunk):
-            if len(part):
-                value = summed_loss(self.net, self.loss, self.train.take(part).to(self.device))
+            # Some meshes at a time; the gradient is that of the mean over samples on all of them.
+            for value in summed_losses(self.train.pieces(part), self.device):
                 (value / len(rows)).backward()
                 total += value.detach()
         return total
@@ -270,7 +277,7 @@ class Trainer:
             return self.group.sum_(total) / len(rows)
 
         # The objective must not change between two evaluations: no dropout here.
-        self.net.eval()
+        self._set_mode(training=False)
         before = self._iterations()
         self.optimiser.step(closure)  # type: ignore[arg-type]
         made = self._iterations() - before
@@ -287,13 +294,13 @@ class Trainer:
         return math.nan if self.validation is None else self._measure(self.validation)
 
     @torch.no_grad()
-    def _measure(self, samples: Samples) -> float:
-        self.net.eval()
+    def _measure(self, samples: TrainingSet) -> float:
+        self._set_mode(training=False)
         total = torch.zeros((), dtype=self.weights[0].dtype, device=self.device)
         # Without a tape there is room for larger chunks than in training.
         for part in self.group.share(torch.arange(len(samples))).split(4 * self.options.batch_size):
-            if len(part):
-                total += summed_loss(self.net, self.loss, samples.take(part).to(self.device))
+            for value in summed_losses(samples.pieces(part), self.device):
+                total += value
         return average_loss(self.group.sum_(total), len(samples))
 
     # -- files ------------------------------------------------------------------------------------
@@ -359,19 +366,18 @@ class Trainer:
         processor = getattr(self.net, "processor", None)
         return {
             "network": f"{type(processor).__name__} {processor.config()}" if processor else None,
-            "encoders": [_encoder(e) for e in getattr(self.net, "encoders", ())],
-            "decoder": _decoder(getattr(self.net, "decoder", None)),
+            **described_spaces(self.networks),
             "epochs": None if open_end else options.epochs,
             "batch_size over all processes": self.global_batch,
             "lr": options.lr,
             "weight_decay": options.weight_decay,
-            "schedule": _name(options.schedule),
+            "schedule": name_of(options.schedule),
             "lbfgs": options.lbfgs,
             "patience": options.patience,
             "clip": options.clip,
             "seed": options.seed,
             "dtype": str(self.weights[0].dtype),
-            "loss": _name(self.loss),
+            "loss": described_losses([part.loss for part in self.train.parts]),
             "training data": self.train.fingerprint(),
             "validation data": self.validation.fingerprint() if self.validation else None,
         }
@@ -380,39 +386,3 @@ class Trainer:
 def _seed(seed: int, epoch: int, stream: int) -> int:
     """A seed for each epoch and purpose, far apart for neighbouring numbers."""
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _encoder(encoder: Any) -> str:
-    """The input space, where its data come from, and a hash of how they are read."""
-    space, data = getattr(encoder, "signature", None), getattr(encoder, "data_signature", None)
-    if space is None:
-        return type(encoder).__name__
-    source = "values" if data is None else data.describe()
-    options = [getattr(encoder, k, None) for k in ("method", "points", "grid", "box", "smoothing")]
-    text = repr([None if x is None else np.asarray(x).tolist() for x in options])
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return space.describe() if data == space else f"{space.describe()} from {source} [{digest}]"
-
-
-def _decoder(decoder: Any) -> str | None:
-    """The output space, what is promised, and which dofs are prescribed to what."""
-    if decoder is None:
-        return None
-    space = getattr(decoder, "signature", None)
-    text = type(decoder).__name__ if space is None else space.describe()
-    promised = getattr(decoder, "promised", "")
-    text += f" with {promised}" if promised else ""
-    parts = [getattr(decoder, name, None) for name in ("constrained", "values")]
-    if not all(isinstance(part, Tensor) for part in parts):
-        return text
-    constrained, values = (part.detach().cpu().numpy() for part in parts if part is not None)
-    # Values of free dofs mean nothing.
-    prescribed = constrained.tobytes() + values[constrained].tobytes()
-    digest = hashlib.blake2b(prescribed, digest_size=4).hexdigest()
-    return f"{text}, {int(constrained.sum())} prescribed dofs [{digest}]"
-
-
-def _name(thing: Any) -> str:
-    if isinstance(thing, str | nn.Module):
-        return str(thing)
-    return getattr(thing, "__qualname__", type(thing).__name__)

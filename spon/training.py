@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spon.calibration import calibrate_together, fit_linear_together
 from spon.distributed import current_group
 from spon.history import History
-from spon.losses import RelativeError
-from spon.samples import Samples, loss_per_sample
+from spon.mesh_copies import MeshCopies
+from spon.samples import loss_per_sample
 from spon.trainer import SCHEDULES, Options, Schedule, Trainer, TrainingDivergedError
+from spon.training_sets import Part, TrainingSet
 
 __all__ = ["History", "TrainingDivergedError", "evaluate", "fit"]
 
@@ -25,7 +28,7 @@ _FIRST_STEPS = 64  # samples that give a network without labels its scale
 
 
 def fit(
-    net: nn.Module,
+    net: nn.Module | Sequence[nn.Module],
     data: Any,
     loss: Any = None,
     validation: Any = 0.1,
@@ -59,20 +62,26 @@ def fit(
 
     Parameters
     ----------
-    net : OperatorNetwork
+    net : OperatorNetwork or sequence of OperatorNetwork
         Trained in place, brought to `dtype` and `device`, and left in evaluation mode. If it is
-        not calibrated, it is calibrated on the training samples.
-    data : Dataset
+        not calibrated, it is calibrated on the training samples. A sequence has a network for each
+        data set, made by ``net.on(mesh, bcs)`` where a mesh needs conditions of its own.
+    data : Dataset or sequence of Dataset
         Inputs and output of the network's spaces; inputs alone for a loss that needs no outputs.
+        In a sequence each data set may have a mesh and a domain of its own, with the same elements:
+        copies of the network by ``net.on(data.mesh())`` share the weights. Batches are drawn from
+        all samples together, each of which counts the same; so are the scales of inputs and output.
     loss : callable, optional
         One of `spon.losses` or any ``loss(prediction, target)`` of two tensors (batch, dim) that
         returns the mean over the batch as a scalar; or a `spon.losses.Residual` or
         `spon.losses.Energy`, which look at the inputs and need no outputs. By default the relative
         L2 error in the decoder's space. The average over samples is what is minimised, whatever
-        the reduction.
-    validation : float, Dataset or None, optional
-        The part of the samples to hold back (drawn by `seed`), a dataset of its own, or None for
-        no validation.
+        the reduction. With several meshes a loss that has a method ``on(space)`` is moved to each,
+        as the errors of `spon.losses` are; what belongs to one mesh, as a form does, is given as a
+        sequence, one loss for each data set.
+    validation : float, Dataset, sequence of Dataset or None, optional
+        The part of the samples to hold back (drawn by `seed` from all data sets together), data of
+        their own (with several data sets on any mesh), or None for no validation.
     epochs : int, optional
         Passes over the training samples with AdamW; 0 leaves the training to L-BFGS.
     batch_size : int, optional
@@ -126,16 +135,19 @@ def fit(
     ValueError
         If an argument is out of range, the data hold NaN or belong to other spaces than the
         network, the loss is not a scalar, or the checkpoint belongs to another network, other data
-        or other settings.
+        or other settings. With several data sets the message begins with ``data[i]`` where one of
+        them has other elements, a mesh without the tags of the conditions, or a mesh that the
+        network's weights do not serve on.
     TrainingDivergedError
         If the loss becomes NaN or infinite. The network is left with the best weights so far.
     RuntimeError
-        If the checkpoint cannot be read.
+        If the checkpoint cannot be read, or one of several data sets has no mesh.
 
     Examples
     --------
     >>> history = spon.fit(net, data, epochs=200, checkpoint="run.pt")    # doctest: +SKIP
     >>> history.plot("losses.png")                                        # doctest: +SKIP
+    >>> spon.fit(net, [on_plate, on_gear, on_bracket])                    # doctest: +SKIP
     """
     options = Options(
         epochs=_integer("epochs", epochs, 0),
@@ -157,32 +169,33 @@ def fit(
         raise ValueError("epochs=0 and lbfgs=0 leave nothing to do: ask for some of either.")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}.")
-    if not any(p.requires_grad for p in net.parameters()):
-        raise ValueError(f"The {type(net).__name__} has no trainable weights.")
-    loss = _loss_or_default(net, loss)
-    train, held_back, rows = _samples(net, data, validation, dtype, options.seed)
-    for samples in (train, held_back):
-        _require_outputs(samples, loss)
-
-    place = _place(net, device)
+    copies = MeshCopies(net, loss)
+    base = copies.base
+    if not any(p.requires_grad for p in base.parameters()):
+        raise ValueError(f"The {type(base).__name__} has no trainable weights.")
+    train, held_back, rows = _sets(copies, data, validation, dtype, options.seed)
+    place = _place(base, device)
     group = current_group(place)
-    net.to(device=place, dtype=dtype)
-    if not getattr(net, "calibrated", True):
-        _calibrate(cast(Any, net), loss, train.to(place))
-    group.same_weights_(net)
+    copies.place(place, dtype)
+    if not getattr(base, "calibrated", True):
+        _calibrate(train.to(place))
+    group.same_weights_(base)
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
-        return Trainer(net, loss, train, held_back, options, group, place, rows).run()
+        return Trainer(base, train, held_back, options, group, place, rows).run()
 
 
-def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) -> Tensor:
+def evaluate(
+    net: nn.Module | Sequence[nn.Module], data: Any, loss: Any = None, batch_size: int = 64
+) -> Tensor:
     """Loss of each sample of a dataset, without gradient.
 
     Parameters
     ----------
-    net : OperatorNetwork
-        Used in evaluation mode; its mode, dtype and device stay as they are.
-    data : Dataset
-        Inputs and output of the network's spaces.
+    net : OperatorNetwork or sequence of OperatorNetwork
+        Used in evaluation mode; its mode, dtype and device stay as they are. A sequence as in
+        `fit`.
+    data : Dataset or sequence of Dataset
+        Inputs and output of the network's spaces; several as in `fit`.
     loss : callable, optional
         As for `fit`; by default the relative L2 error in the decoder's space. One without a method
         ``per_sample`` is called sample by sample.
@@ -192,7 +205,8 @@ def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) 
     Returns
     -------
     Tensor, shape (n,)
-        On the CPU, in the dtype of the network.
+        On the CPU, in the dtype of the network; the samples of several data sets one after the
+        other.
 
     Raises
     ------
@@ -203,34 +217,37 @@ def evaluate(net: nn.Module, data: Any, loss: Any = None, batch_size: int = 64) 
         `batch_size` is less than 1.
     """
     size = _integer("batch_size", batch_size, 1)
-    loss = _loss_or_default(net, loss)
-    weight = next((p for p in net.parameters() if p.is_floating_point()), None)
+    copies = MeshCopies(net, loss)
+    base = copies.base
+    weight = next((p for p in base.parameters() if p.is_floating_point()), None)
     dtype = torch.get_default_dtype() if weight is None else weight.dtype
-    place = _place(net, None)
-    samples = _read(net, data, dtype, "evaluation")
-    _require_outputs(samples, loss)
-    was_training = net.training
-    net.eval()
+    place = _place(base, None)
+    samples = copies.read(data, dtype, "evaluation")
+    modes = [(n, n.training) for n in samples.networks]
+    for n, _ in modes:
+        n.eval()
     try:
         with torch.no_grad():
             parts = [
-                loss_per_sample(net, loss, samples.take(rows).to(place)).cpu()
+                loss_per_sample(piece.net, piece.loss, piece.samples.to(place)).cpu()
                 for rows in torch.arange(len(samples)).split(size)
+                for piece in samples.pieces(rows)
             ]
     finally:
-        net.train(was_training)
+        for n, mode in modes:
+            n.train(mode)
     return torch.cat(parts)
 
 
-def _samples(
-    net: nn.Module, data: Any, validation: Any, dtype: torch.dtype, seed: int
-) -> tuple[Samples, Samples | None, list[int]]:
+def _sets(
+    copies: MeshCopies, data: Any, validation: Any, dtype: torch.dtype, seed: int
+) -> tuple[TrainingSet, TrainingSet | None, list[int]]:
     """Training samples, validation samples, and which of `data` are the latter."""
-    samples = _read(net, data, dtype, "training")
+    samples = copies.read(data, dtype, "training")
     if validation is None:
         return samples, None, []
     if not isinstance(validation, float | int):
-        return samples, _read(net, validation, dtype, "validation"), []
+        return samples, copies.read(validation, dtype, "validation"), []
     if isinstance(validation, bool) or not 0 < validation < 1:
         raise ValueError(
             f"validation={validation!r} must be a fraction between 0 and 1, both excluded, a "
@@ -247,48 +264,39 @@ def _samples(
     return samples.take(torch.from_numpy(kept)), samples.take(torch.from_numpy(out)), out.tolist()
 
 
-def _read(net: nn.Module, data: Any, dtype: torch.dtype, role: str) -> Samples:
-    samples = Samples.read(data, dtype, role)
-    if hasattr(net, "check_data"):
-        cast(Any, net).check_data(data)
-    return samples
-
-
-def _require_outputs(samples: Samples | None, loss: Any) -> None:
-    if samples is not None and not samples.labelled and not getattr(loss, "takes_inputs", False):
-        raise ValueError(
-            f"The data set has no outputs, which {type(loss).__name__} compares with: give it "
-            "outputs, or use spon.losses.Residual or spon.losses.Energy."
-        )
-
-
-def _calibrate(net: Any, loss: Any, samples: Samples) -> None:
+def _calibrate(samples: TrainingSet) -> None:
     """Take the scales of a network from the data, or from the equations where there are no data."""
-    output: Tensor | None = samples.output
-    if not samples.labelled:
-        few = samples.take(torch.arange(min(len(samples), _FIRST_STEPS)))
-        zero = few.inputs[0].new_zeros(len(few), net.decoder.latent.dim())
-        output = loss.first_step(net.decoder(zero, few.boundary), few.inputs)
-    net.calibrate(samples.inputs, output)
-    if samples.labelled and hasattr(net, "fit_linear"):
-        net.fit_linear(samples.inputs, samples.output)
+    inputs = [part.samples.inputs for part in samples.parts]
+    outputs = [_outputs(part, len(part) / len(samples)) for part in samples.parts]
+    known = [u for u in outputs if u is not None]
+    labelled = all(part.samples.labelled for part in samples.parts)
+    if len(samples.networks) > 1:
+        nets = [part.net for part in samples.parts]
+        calibrate_together(nets, inputs, outputs)
+        if labelled:
+            fit_linear_together(nets, inputs, known)
+        return
+    net = cast(Any, samples.networks[0])
+    joined = tuple(_joined(x) for x in zip(*inputs, strict=True))
+    net.calibrate(joined, _joined(known) if len(known) == len(outputs) else None)
+    if labelled and hasattr(net, "fit_linear"):
+        net.fit_linear(joined, _joined(known))
 
 
-def _loss_or_default(net: nn.Module, loss: Any) -> Any:
-    if loss is None:
-        decoder = getattr(net, "decoder", None)
-        if decoder is None:
-            raise ValueError(
-                f"A {type(net).__name__} has no decoder whose space could give a loss: pass loss=, "
-                "spon.losses.RelativeError(U) for example."
-            )
-        return RelativeError(decoder.space, "L2")
-    if not callable(loss):
-        raise TypeError(
-            f"loss must be callable, loss(prediction, target), got {type(loss).__name__}; "
-            "spon.losses.RelativeError(U, 'H1') is one."
-        )
-    return loss
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
+def _outputs(part: Part, share: float) -> Tensor | None:
+    """Outputs to take the scale from; `share` is this part's share of all samples."""
+    samples = part.samples
+    if samples.labelled:
+        return samples.output
+    few = samples.take(torch.arange(min(len(samples), max(1, round(share * _FIRST_STEPS)))))
+    decoder = cast(Any, part.net).decoder
+    zero = few.inputs[0].new_zeros(len(few), decoder.latent.dim())
+    output: Tensor | None = part.loss.first_step(decoder(zero, few.boundary), few.inputs)
+    return output
 
 
 def _place(net: nn.Module, device: torch.device | str | None) -> torch.device:

@@ -563,7 +563,7 @@ def frozen():
 
 WRONG = {
     "empty": ({"data": make_data(0)}, ValueError, "training set is empty"),
-    "no dataset": ({"data": [1, 2]}, TypeError, "spon.Dataset as training, got list"),
+    "no dataset": ({"data": 1}, TypeError, "spon.Dataset as training, got int"),
     "nan": ({"data": with_nan()}, ValueError, "NaN or infinity: input 'f' of sample 4"),
     "uneven": ({"data": uneven()}, ValueError, "5 samples of input 'f' and 6 of the output"),
     "spaces": ({"net": Spaced()}, ValueError, "CG 1 is not CG 2"),

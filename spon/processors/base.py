@@ -105,7 +105,8 @@ class Spectrum(nn.Module):
 
     Lengths are in units of the domain's length ``|domain|^(1/gdim)``, and integrals are means over
     the domain, so that nothing depends on the unit of length. Vector fields have their components
-    one after the other on the axis of points.
+    one after the other on the axis of points. Where several meshes lie side by side, the matrices
+    have an axis for the meshes in front, and the eigenvalues of one follow those of another.
 
     Parameters
     ----------
@@ -146,18 +147,18 @@ class Spectrum(nn.Module):
 
     @property
     def modes(self) -> int:
-        """Number of eigenfunctions."""
-        return len(self.eigenvalues)
+        """Number of eigenfunctions (of one mesh)."""
+        return int(self.analysis.shape[-2])
 
     @property
     def synthesis(self) -> Tensor:
         """Values at the points, shape (components * points, modes)."""
-        return self.table[:, : self.modes]
+        return self.table[..., : self.modes]
 
     @property
     def gradient(self) -> Tensor:
         """Derivatives at the points, shape (points, gdim * modes)."""
-        return self.table[:, self.modes :]
+        return self.table[..., self.modes :]
 
 
 class Basis(nn.Module):
@@ -303,10 +304,13 @@ class Processor(nn.Module, ABC):
         Name in the registry and in files.
     mesh_independent : bool
         Whether the same weights serve on another mesh.
+    mergeable : bool
+        Whether `forward` takes geometries that `spon.processors.merging.merged` made.
     """
 
     name: ClassVar[str]
     mesh_independent: ClassVar[bool]
+    mergeable: ClassVar[bool] = False
 
     @abstractmethod
     def configure(self, inputs: Sequence[Field], output: Field) -> None:

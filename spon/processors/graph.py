@@ -51,6 +51,7 @@ class Graph(Processor):
 
     name: ClassVar[str] = "graph"
     mesh_independent: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     def __init__(self, channels: int = 32, rounds: int = 6, degree: int | None = None) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ the nodal basis.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,9 @@ class Level(nn.Module):
         Dual to primal: 1 / diag(K), which is h^2 D^-1 with the local mesh size h.
     fixed : Tensor, shape (nodes,)
         One for nodes of the constrained boundary, zero for the others.
-    size : float
-        Logarithm with base two of the domain's length over the mesh size.
+    size : float or list of float
+        Logarithm with base two of the domain's length over the mesh size; one for each mesh where
+        several lie side by side.
     prolongation : SparseMap or None, shape (nodes, nodes of the next coarser level)
         Values on the next coarser level to values here; None on the coarsest level. Its transpose,
         the `restriction`, takes dual vectors.
@@ -75,7 +77,7 @@ class Level(nn.Module):
         stencils: SparseMap,
         scaling: Tensor,
         fixed: Tensor,
-        size: float,
+        size: float | list[float],
         prolongation: SparseMap | None = None,
         average: SparseMap | None = None,
         graph: Graph | None = None,
@@ -118,6 +120,10 @@ class Hierarchy(nn.Module):
     def __len__(self) -> int:
         return len(self.levels)
 
+    def level(self, index: int) -> Level:
+        """One of the levels; 0 is the finest."""
+        return cast(Level, self.levels[index])
+
     def shares(self, count: int) -> Tensor:
         """How much of each set of weights a level takes.
 
@@ -133,11 +139,11 @@ class Hierarchy(nn.Module):
 
         Returns
         -------
-        Tensor, shape (levels, count)
+        Tensor, shape (levels, count), or (levels, meshes, count) where meshes lie side by side
         """
-        sizes = torch.tensor(self.sizes, dtype=torch.float64)[:, None]
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)[..., None]
         steps = (sizes - torch.arange(count - 1)).clamp(0.0, 1.0)
-        return torch.cat([torch.ones_like(sizes), steps], dim=1)
+        return torch.cat([torch.ones_like(sizes), steps], dim=-1)
 
 
 class Resolvents(nn.Module):

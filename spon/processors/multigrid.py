@@ -93,6 +93,7 @@ class Multigrid(Processor):
 
     name: ClassVar[str] = "multigrid"
     mesh_independent: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -258,8 +259,8 @@ class VCycle(nn.Module):
         """
         shares = hierarchy.shares(len(self.operator)).to(self.operator)
         change = torch.tensordot(shares, self.operator, dims=1)
-        shift, rest = change.split([1, len(self.units) - 1], dim=1)
-        change = torch.cat([_limited(shift, _SHIFT_LIMIT), _limited(rest, _LIMIT)], dim=1)
+        shift, rest = change.split([1, len(self.units) - 1], dim=-3)
+        change = torch.cat([_limited(shift, _SHIFT_LIMIT), _limited(rest, _LIMIT)], dim=-3)
         operators = (change + self._laplacian(hierarchy)) * self.units[:, None, None]
         change = torch.tensordot(shares, self.smoother, dims=1)
         smoothers = _limited(change, _LIMIT) + self._jacobi()
@@ -323,9 +324,9 @@ class _Step:
 
     def smooth(self, r: Tensor) -> Tensor:
         """A residual to a correction, dual to primal."""
-        count = len(self.smoother) - 1
-        damping, stencils = self.smoother.split([1, count])
-        out = r @ damping[0]
+        count = self.smoother.shape[-3] - 1
+        damping, stencils = self.smoother.split([1, count], dim=-3)
+        out = _mixed(r, damping, r.shape[0])
         if count:
             out = out + _mixed(self.level.stencils(r), stencils, r.shape[0])
         return out * self.scaling
@@ -369,17 +370,24 @@ def _units(gdim: int) -> Tensor:
 
 
 def _limited(change: Tensor, limit: float) -> Tensor:
-    """Scaled so that its norm on each level, (levels, ...), stays below the limit."""
-    square = change.flatten(1).square().sum(dim=1) / limit**2
-    return change * torch.rsqrt(1.0 + square)[:, None, None, None]
+    """Scaled so that its norm on each level, (levels, ..., terms, in, out), is below the limit."""
+    square = change.flatten(-3).square().sum(dim=-1) / limit**2
+    return change * torch.rsqrt(1.0 + square)[..., None, None, None]
 
 
 def _mixed(stacked: Tensor, weights: Tensor, nodes: int) -> Tensor:
-    """Channels mixed term by term and summed, (terms * nodes, batch, in) to (nodes, batch, out)."""
-    terms, channels, outputs = weights.shape
+    """Channels mixed term by term and summed, (terms * nodes, batch, in) to (nodes, batch, out).
+
+    The weights have the shape (terms, in, out), or (meshes, terms, in, out) where meshes lie side
+    by side, each with as many nodes.
+    """
+    terms, channels, outputs = weights.shape[-3:]
+    meshes = weights.shape[:-3]
     # Unbound, not indexed: the gradient of each index would be a whole tensor of zeros.
-    parts, matrices = stacked.reshape(terms, -1, channels).unbind(), weights.unbind()
+    parts = stacked.reshape(terms, *meshes, -1, channels).unbind()
+    matrices = weights.unbind(-3)
+    add = torch.baddbmm if meshes else torch.addmm
     out = parts[0] @ matrices[0]
     for part, matrix in zip(parts[1:], matrices[1:], strict=True):
-        out = torch.addmm(out, part, matrix)
+        out = add(out, part, matrix)
     return out.reshape(nodes, -1, outputs)

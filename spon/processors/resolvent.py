@@ -66,6 +66,7 @@ class Resolvent(Processor):
 
     name: ClassVar[str] = "resolvent"
     mesh_independent: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -81,6 +81,7 @@ class Spectral(Processor):
 
     name: ClassVar[str] = "spectral"
     mesh_independent: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -243,13 +244,13 @@ class _Layer(nn.Module):
         if source.constrained is not None and target.constrained is not None:
             modes = _analyse(source.constrained, x, self.group)
             modes = torch.bmm(modes, self.constrained(source.constrained))
-            out = out + _synthesise(target.constrained.synthesis, modes, self.group)
+            out = out + _synthesise(target.constrained.synthesis, [modes], self.group)
         else:
             # Nothing vanishes anywhere: both families are the same, and so are their functions.
             function = function + self.constrained(source.free)
         smooth = low * (source.free.window * self.unit)[:, None, None]
         parts = [torch.bmm(low, function), *(smooth @ g for g in self.gradient)]
-        return out + _synthesise(target.free.table, torch.cat(parts), 1)
+        return out + _synthesise(target.free.table, parts, 1)
 
 
 class _LinearPath(nn.Module):
@@ -289,9 +290,9 @@ class _LinearPath(nn.Module):
             else:
                 modes = _analyse(basis.constrained, self._fields(inputs), self.group)
                 modes = torch.bmm(modes, self.constrained(basis.constrained))
-                out = _synthesise(basis.constrained.synthesis, modes, self.group)
+                out = _synthesise(basis.constrained.synthesis, [modes], self.group)
         modes = torch.bmm(_analyse(basis.free, inputs, 1), function)
-        free = _synthesise(basis.free.synthesis, modes, 1)
+        free = _synthesise(basis.free.synthesis, [modes], 1)
         return free if out is None else out + free
 
     def _fields(self, inputs: Tensor) -> Tensor:
@@ -342,15 +343,36 @@ class _Function(nn.Module):
 def _analyse(spectrum: Spectrum, x: Tensor, group: int) -> Tensor:
     """Values (points, batch, channels) to coefficients (modes, batch, channels / group)."""
     points, batch, channels = x.shape
+    meshes = spectrum.analysis.shape[:-2]
+    own = points // math.prod(meshes)
     if group > 1:
         # Channels are ordered by component, then by field; the modes have components first.
-        x = x.reshape(points, batch, group, -1).permute(2, 0, 1, 3)
-    columns = x.reshape(group * points, -1)
-    return (spectrum.analysis @ columns).reshape(spectrum.modes, batch, channels // group)
+        x = x.reshape(-1, own, batch, group, channels // group).permute(0, 3, 1, 2, 4)
+    columns = x.reshape(*meshes, group * own, -1)
+    return (spectrum.analysis @ columns).reshape(-1, batch, channels // group)
 
 
-def _synthesise(table: Tensor, coefficients: Tensor, group: int) -> Tensor:
-    """Coefficients (modes, batch, fields) to values (points, batch, group * fields)."""
-    modes, batch, fields = coefficients.shape
-    x = (table @ coefficients.reshape(modes, -1)).reshape(group, -1, batch, fields)
-    return x.permute(1, 2, 0, 3).reshape(-1, batch, group * fields) if group > 1 else x[0]
+def _synthesise(table: Tensor, coefficients: Sequence[Tensor], group: int) -> Tensor:
+    """Coefficients of functions, or of these and derivatives, to values at the points.
+
+    Parameters
+    ----------
+    table : Tensor, shape (group * points, kinds * modes)
+        Or (meshes, group * points, kinds * modes) for meshes side by side.
+    coefficients : sequence of Tensor, shapes (modes, batch, fields)
+        One for each kind.
+    group : int
+
+    Returns
+    -------
+    Tensor, shape (points, batch, group * fields)
+    """
+    batch, fields = coefficients[0].shape[1:]
+    meshes = table.shape[:-2]
+    parts = [c.reshape(*meshes, -1, batch * fields) for c in coefficients]
+    columns = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+    x = table @ columns
+    if group == 1:
+        return x.reshape(-1, batch, fields)
+    x = x.reshape(math.prod(meshes), group, -1, batch, fields).permute(0, 2, 3, 1, 4)
+    return x.reshape(-1, batch, group * fields)
