@@ -4,7 +4,8 @@ python benchmarks/operator_learning/run.py --problem small_darcy --data DIR
 python benchmarks/operator_learning/run.py --problem poisson --networks FNO,Spectral --seconds 600
 
 Finished runs are kept in benchmarks/results/operator_learning/ (those of --quick in results/cache/)
-and not run again; without --networks all of them are collected in benchmarks/results/operator_learning-PROBLEM.json.
+and not run again; without --networks all of them are collected in
+benchmarks/results/operator_learning-PROBLEM.json.
 """
 
 from __future__ import annotations

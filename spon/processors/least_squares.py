@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 __all__ = ["fit_weights"]
 
-_RIDGE = 1e-10  # of squares of scaled columns
+# Of squares of scaled columns. Of these the largest is taken that costs little: small weights
+# train better than large ones that cancel, and more so where the map is far from linear.
+_RIDGES = tuple(10.0**exponent for exponent in range(-10, -1))
+_COST = 1.02
 _NOTHING = 1e-5  # times the largest column: round-off, the gradient of a constant for example
 _LARGEST = 600  # beyond so many weights the fit costs more than it saves
 
@@ -56,7 +59,7 @@ def fit_weights(
             design = torch.stack(columns)
             gram += (design @ design.T).cpu()
             moment += (design @ (wanted * scale).flatten()).cpu()
-        solution = _ridge(gram, moment)
+        solution = _ridge(gram, moment, float(target.shape[1]))
         start = 0
         for weight in weights:
             part = solution[start : start + weight.numel()]
@@ -64,14 +67,29 @@ def fit_weights(
             start += weight.numel()
 
 
-def _ridge(gram: Tensor, moment: Tensor) -> Tensor:
-    """Solve the normal equations of scaled columns; columns of nothing get no weight."""
+def _ridge(gram: Tensor, moment: Tensor, total: float) -> Tensor:
+    """Solve the normal equations of scaled columns; columns of nothing get no weight.
+
+    Parameters
+    ----------
+    gram : Tensor, shape (count, count)
+    moment : Tensor, shape (count,)
+    total : float
+        Square of the norm of the target.
+    """
     size = gram.diagonal().sqrt()
     used = size > _NOTHING * size.max()
     inverse = torch.where(used, 1.0 / size.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    scaled = gram * inverse[:, None] * inverse
+    scaled, right = gram * inverse[:, None] * inverse, moment * inverse
     values, vectors = torch.linalg.eigh(scaled)
     values = values.clamp_min(0.0)
-    least = _RIDGE * float(values.max()) if len(values) else 0.0
-    solved = vectors @ ((vectors.T @ (moment * inverse)) / (values + least).clamp_min(least))
-    return solved * inverse
+    rotated = vectors.T @ right
+    solutions, misfits = [], []
+    for ridge in _RIDGES:
+        found = vectors @ (rotated / (values + ridge * float(values.max())).clamp_min(1e-300))
+        solutions.append(found * inverse)
+        square = total - 2.0 * float(right @ found) + float(found @ scaled @ found)
+        # Round-off of the difference of large numbers.
+        misfits.append(max(square, 1e-14 * total) ** 0.5)
+    allowed = _COST * min(misfits)
+    return solutions[max(i for i, misfit in enumerate(misfits) if misfit <= allowed)]
