@@ -1,5 +1,6 @@
 """The learned part of an operator network: one family a file, none of them knows Firedrake."""
 
+from spon.processors.attention import Attention
 from spon.processors.base import (
     Field,
     Geometry,
@@ -9,6 +10,7 @@ from spon.processors.base import (
     create,
     register,
 )
+from spon.processors.deeponet import DeepONet, MultiONet
 from spon.processors.graph import Graph
 from spon.processors.mlp import MLP
 from spon.processors.multigrid import Multigrid
@@ -17,10 +19,13 @@ from spon.processors.spectral import Spectral
 
 __all__ = [
     "MLP",
+    "Attention",
+    "DeepONet",
     "Field",
     "Geometry",
     "GeometryRequest",
     "Graph",
+    "MultiONet",
     "Multigrid",
     "Processor",
     "Resolvent",
