@@ -6,7 +6,7 @@ import firedrake as fd
 import numpy as np
 import pytest
 import torch
-from layers import column, graded_meshes, processed, random_network, relative, smooth
+from layers import column, graded_meshes, processed, random_network, relative, smooth, trained_error
 
 import spon
 from spon.processors import Attention
@@ -55,9 +55,10 @@ def test_rough_inputs_give_bounded_outputs():
 
 def layer_without_attention(channels, tokens):
     """Tokens go back as they are, and the pointwise network is zero."""
-    layer = _Layer(channels, tokens, heads=1).double()
+    layer = _Layer(channels, tokens, heads=1, places=3).double()
     with torch.no_grad():
-        for weight in (*layer.attend.value.parameters(), *layer.pointwise.parameters()):
+        attend = [layer.attend.fixed, *layer.attend.value.parameters()]
+        for weight in (*attend, *layer.pointwise.parameters()):
             weight.zero_()
         for linear in (layer.values, layer.join):
             linear.weight.copy_(torch.eye(channels))
@@ -67,61 +68,68 @@ def layer_without_attention(channels, tokens):
 
 def test_one_assignment_for_all_makes_tokens_the_mean_over_the_domain():
     x = np.concatenate([np.linspace(0, 0.3, 9), np.linspace(0.3, 1, 5)[1:]])
-    mesh = fd.TensorRectangleMesh(x, x)
-    space = fd.FunctionSpace(mesh, "CG", 1)
-    layer = layer_without_attention(3, tokens=4)
+    space = fd.FunctionSpace(fd.TensorRectangleMesh(x, x), "CG", 1)
+    layer, geometry = layer_without_attention(3, tokens=4), network(space).geometry
     with torch.no_grad():
-        layer.assign.weight.zero_()
-        weights = network(space).geometry.weights
-        fields = torch.randn(2, space.dim(), 3, dtype=torch.float64)
-        change = layer(fields, weights) - fields
-        # The mean of the normalised fields, by Firedrake.
-        normal = layer.norms[0](fields)
+        layer.assign[2].weight.zero_()
+        fields = torch.randn(space.dim(), 2, 3, dtype=torch.float64)
+        change = layer(fields, geometry.features(), geometry.weights) - fields
     u = fd.Function(space)
     for sample, channel in itertools.product(range(2), range(3)):
-        u.dat.data[:] = normal[sample, :, channel].numpy()
-        mean = fd.assemble(u * fd.dx)
-        assert torch.allclose(change[sample, :, channel], torch.tensor(mean), rtol=1e-4)
+        u.dat.data[:] = fields[:, sample, channel].numpy()
+        mean = torch.full((space.dim(),), fd.assemble(u * fd.dx), dtype=torch.float64)
+        # The domain owns a quarter of each token, less its floor.
+        assert torch.allclose(change[:, sample, channel], mean, rtol=1e-4, atol=1e-6)
 
 
 def test_sharp_assignments_make_means_over_parts_of_the_domain():
-    layer = layer_without_attention(2, tokens=2)
-    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    # Normalised, the two channels are 1 and -1, or the other way round.
-    x = torch.tensor([[[5.0, 0.0], [0.0, 2.0], [3.0, 1.0], [0.0, 9.0]]], dtype=torch.float64)
+    layer = layer_without_attention(1, tokens=2)
     with torch.no_grad():
-        layer.norms[0].weight.copy_(torch.tensor([1.0, 2.0]))
-        layer.assign.bias.zero_()
-        layer.assign.weight.copy_(torch.tensor([[100.0, 0.0], [0.0, 100.0]]))
-        change = layer(x, weights) - x
-    first, second = torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 2.0])
-    expected = torch.stack([first, second, first, second]).double()[None]
-    assert torch.allclose(change, expected, atol=1e-3)
+        # One token for each side of zero, by the first coordinate.
+        layer.assign[0].weight.copy_(torch.tensor([[1e3, 0.0, 0.0], [-1e3, 0.0, 0.0]]))
+        layer.assign[0].bias.zero_()
+        layer.assign[2].weight.copy_(torch.eye(2))
+        layer.assign[2].bias.zero_()
+        places = torch.tensor([[-1.0, 3, 0], [2, 1, 0], [-0.5, 2, 0], [4, 0, 0]]).double()
+        weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+        x = torch.tensor([5.0, 7.0, 1.0, 10.0], dtype=torch.float64)[:, None, None]
+        change = (layer(x, places, weights) - x).flatten()
+    left, right = (0.1 * 5 + 0.3 * 1) / 0.4, (0.2 * 7 + 0.4 * 10) / 0.6
+    expected = torch.tensor([left, right, left, right], dtype=torch.float64)
+    assert torch.allclose(change, expected, rtol=1e-4)
 
 
 def test_a_token_that_owns_nothing_does_no_harm():
     layer = layer_without_attention(4, tokens=3).float()
     with torch.no_grad():
-        layer.assign.bias[0] = -1e4
-    x = torch.randn(1, 30, 4, requires_grad=True)
-    out = layer(x, torch.full((30,), 1 / 30))
+        layer.assign[2].bias[0] = -1e4
+    x, places = torch.randn(30, 2, 4, requires_grad=True), torch.randn(30, 3)
+    out = layer(x, places, torch.full((30,), 1 / 30))
     (out * torch.randn_like(out)).sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(w.grad).all() for w in layer.parameters() if w.grad is not None)
+    assert all(torch.isfinite(w.grad).all() for w in layer.parameters())
 
 
-def test_the_order_of_the_heads_tokens_does_not_matter():
+def test_the_order_of_the_tokens_does_not_matter():
     space = fd.FunctionSpace(fd.UnitSquareMesh(6, 6), "CG", 1)
     net = network(space)
     x = column(smooth(space))
     with torch.no_grad():
         before = net.processor([x], net.geometry)
         for layer in net.processor.hidden:
-            order = torch.cat([torch.randperm(5), 5 + torch.randperm(5)])
-            layer.assign.weight.copy_(layer.assign.weight[order])
-            layer.assign.bias.copy_(layer.assign.bias[order])
+            orders = [torch.randperm(5), torch.randperm(5)]
+            rows = torch.cat([orders[0], 5 + orders[1]])
+            for weight in layer.assign[2].parameters():
+                weight.copy_(weight[rows])
+            for matrix, order in zip(layer.attend.fixed, orders, strict=True):
+                matrix.copy_(matrix[order][:, order])
         after = net.processor([x], net.geometry)
     assert torch.allclose(after, before, rtol=1e-12, atol=1e-12)
+
+
+def test_training_learns_the_poisson_equation():
+    processor = Attention(channels=8, layers=2, tokens=32)
+    assert trained_error(processor, rate=1e-2, steps=250) < 0.08
 
 
 def test_a_file_and_another_mesh_keep_the_network(tmp_path):

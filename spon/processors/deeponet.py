@@ -27,7 +27,7 @@ from spon.processors.pointwise import pointwise
 
 __all__ = ["DeepONet", "MultiONet"]
 
-_TRUNKS = ("modes", "coordinates")
+_TRUNKS = ("coordinates", "modes")
 _POLYNOMIALS = 6
 
 
@@ -60,7 +60,7 @@ class DeepONet(Processor):
         Learned functions of the values of the inputs at a point; 0 if the operator is linear.
     width, depth : int, optional
         Of the hidden layers of the branch, of the trunk and of the weights of the integrals.
-    trunk : {"modes", "coordinates"}, optional
+    trunk : {"coordinates", "modes"}, optional
     modes : int, optional
         Eigenfunctions in each family, for ``trunk="modes"``.
     frequencies : int, optional
@@ -93,7 +93,7 @@ class DeepONet(Processor):
         channels: int = 8,
         width: int = 64,
         depth: int = 2,
-        trunk: str = "modes",
+        trunk: str = "coordinates",
         modes: int = 100,
         frequencies: int = 6,
         degree: int | None = None,
