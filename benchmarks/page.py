@@ -1,4 +1,4 @@
-"""Make the tables of the README and docs/benchmarks.md from the JSON that the benchmarks wrote.
+"""Make the tables of the README and of docs/ from the JSON that the benchmarks wrote.
 
 python benchmarks/page.py            write them
 python benchmarks/page.py --check    fail if they are not up to date
@@ -354,6 +354,33 @@ def identification_table():
     return "\n".join(lines)
 
 
+def processor_table():
+    """Every processor on two small problems."""
+    record = load("processors")
+    lines = [
+        "| problem | processor | error | refined | weights | steps | a step of 20 samples |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        refined = r["error_refined"]
+        lines.append(
+            f"| {r['problem']} | `{r['processor']}` | {r['error']:.1%} "
+            f"| {'' if refined is None else f'{refined:.1%}'} | {r['weights']:,} | {r['steps']:,} "
+            f"| {r['step_ms']:.0f} ms |"
+        )
+        if r is _last(record["results"], r["problem"]):
+            apart = record["settings"]["solutions_apart"][r["problem"]]
+            lines.append(f"| {r['problem']} | (the solutions) | | {apart:.1%} | | | |")
+    seconds = record["settings"]["seconds"]
+    lines += ["", f"{seconds:.0f} s of processor time for each training. "]
+    lines[-1] += f"Measured on {where(record)}."
+    return "\n".join(lines)
+
+
+def _last(rows, problem):
+    return [r for r in rows if r["problem"] == problem][-1]
+
+
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -384,6 +411,7 @@ BLOCKS = {
     "guarded-table": guarded_table,
     "solid-table": solid_table,
     "identification-table": identification_table,
+    "processor-table": processor_table,
 }
 
 
@@ -440,7 +468,7 @@ def main():
     stale = []
     if "--check" not in sys.argv:
         draw_curves()
-    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         old = path.read_text()
         new = filled(old)
         if new == old:

@@ -79,14 +79,31 @@ def samples(problem, meshes, count):
     return out
 
 
-def errors(net, V, f, exact):
-    """Relative L2 error of each sample."""
-    mass = spon.fem.sparse_map(TrialFunction(V) * TestFunction(V) * dx).to(torch.float32)
+def distances(mass, found, exact):
+    """L2 distance of each sample over the norm of the second."""
 
     def norm(x):
         return (x * mass.batch(x)).sum(1).sqrt()
 
-    return norm(net(f) - exact) / norm(exact)
+    return norm(found - exact) / norm(exact)
+
+
+def mass_of(V):
+    """The mass matrix in float32."""
+    return spon.fem.sparse_map(TrialFunction(V) * TestFunction(V) * dx).to(torch.float32)
+
+
+def error(net, V, f, exact):
+    """Mean of the relative L2 errors."""
+    with torch.no_grad():
+        return float(distances(mass_of(V), net(f), exact).mean())
+
+
+def apart(data):
+    """How far the solutions on the two meshes are from each other."""
+    (_, coarse, _, _, one), (_, fine, _, _, two) = data
+    prolongation = spon.fem.sparse_map(interpolate(TrialFunction(coarse), fine)).to(torch.float32)
+    return float(distances(mass_of(fine), prolongation.batch(one[TEST]), two[TEST]).mean())
 
 
 def train(name, problem, rate, seconds):
@@ -98,7 +115,7 @@ def train(name, problem, rate, seconds):
     net.calibrate([f[TRAIN]], exact[TRAIN])
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-9)
     generator = torch.Generator().manual_seed(0)
-    order = torch.arange(TRAIN.stop)
+    order, mass = torch.arange(TRAIN.stop), mass_of(V)
 
     def step(i):
         nonlocal order
@@ -107,7 +124,7 @@ def train(name, problem, rate, seconds):
             order = torch.randperm(TRAIN.stop, generator=generator)
         batch = order[at : at + BATCH]
         optimiser.zero_grad()
-        errors(net, V, f[batch], exact[batch]).mean().backward()
+        distances(mass, net(f[batch]), exact[batch]).mean().backward()
         optimiser.step()
 
     # So many steps as the time allows, by the time of a few with next to no learning rate.
@@ -132,9 +149,8 @@ def measure(name, problem, data, seconds):
     for rate in RATES:
         net, row = train(name, data[0], rate, seconds)
         _, V, _, f, exact = data[0]
-        with torch.no_grad():
-            chosen_by = float(errors(net, V, f[CHOOSE], exact[CHOOSE]).mean())
-            row["error"] = float(errors(net, V, f[TEST], exact[TEST]).mean())
+        chosen_by = error(net, V, f[CHOOSE], exact[CHOOSE])
+        row["error"] = error(net, V, f[TEST], exact[TEST])
         runs.append((chosen_by, net, row))
         print(f"{problem} {name} {row}", flush=True)
     _, net, row = min(runs, key=lambda run: run[0])
@@ -142,9 +158,7 @@ def measure(name, problem, data, seconds):
     row["error_refined"] = None
     if net.processor.mesh_independent:
         _, V, _, f, exact = data[1]
-        with torch.no_grad():
-            fine = net.on(V.mesh())
-            row["error_refined"] = float(errors(fine, V, f[TEST], exact[TEST]).mean())
+        row["error_refined"] = error(net.on(V.mesh()), V, f[TEST], exact[TEST])
     return {"problem": problem, "processor": name, **row}
 
 
@@ -158,12 +172,15 @@ def main():
     path = args.output or RESULTS / f"processors{'-quick' if args.quick else ''}.json"
     rows = json.loads(path.read_text())["results"] if args.only and path.exists() else []
     rows = [r for r in rows if r["processor"] not in names]
+    distance = {}
     for problem in ("poisson", "darcy"):
         data = samples(problem, meshes, TEST.stop)
+        distance[problem] = apart(data)
         rows += [measure(name, problem, data, seconds) for name in names]
     order = [(p, k) for p in ("poisson", "darcy") for k in KINDS]
     rows.sort(key=lambda r: order.index((r["problem"], r["processor"])))
     settings = {"nodes": (n + 1) ** 2, "seconds": seconds, "rates": RATES, "samples": TRAIN.stop}
+    settings["solutions_apart"] = distance
     write("processors", rows, settings, args.output, args.quick)
 
 

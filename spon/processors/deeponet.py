@@ -37,18 +37,18 @@ class DeepONet(Processor):
 
     The branch sees the inputs through integrals over the domain, w_j(x) g(inputs(x), x), where
     the weights w_j are learned functions of the place and g is the inputs themselves and
-    `channels` learned functions of their values. Quadrature of integrals is the same on every mesh
-    up to its error, values at sensors or dofs are not. A perceptron with a linear map beside it
-    makes coefficients of the integrals.
+    `channels` learned functions of their values. Integrals are the same on every mesh up to the
+    error of the quadrature, values at dofs are not. A perceptron with a linear map beside it makes
+    coefficients of the integrals.
 
     The trunk is a network of the place (``trunk="coordinates"``), or functions of the Laplacian
     applied to such a network (``trunk="modes"``): a combination of the first eigenfunctions, half
     of them of the family that vanishes where the decoder's conditions hold, half of the one with a
     natural boundary. The place is the position, the torsion function of the domain, and waves.
 
-    Outputs lie in one space of `functions` dimensions, whatever the inputs are. That is the
-    limit of it, and its price: after the integrals nothing depends on the number of dofs but one
-    product with the trunk.
+    Outputs lie in one space of `functions` dimensions, whatever the inputs are: that is its limit.
+    It makes the network cheap: between the integrals and the product with the trunk nothing
+    depends on the number of dofs.
 
     Parameters
     ----------
@@ -137,11 +137,8 @@ class DeepONet(Processor):
 
     def configure(self, inputs: Sequence[Field], output: Field) -> None:
         """Create the weights."""
-        total, gdim, products = (
-            sum(field.channels for field in inputs),
-            output.gdim,
-            self._products(),
-        )
+        total, gdim = sum(field.channels for field in inputs), output.gdim
+        products = self._products()
         self.waves = Waves(gdim, self.frequencies)
 
         def network(inputs: int, outputs: int, reads: int) -> _Perceptron:
