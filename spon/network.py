@@ -19,6 +19,8 @@ from spon.sparse import SparseMap
 
 __all__ = ["OperatorNetwork"]
 
+_FEW = 128  # samples determine the few weights of a linear path
+
 
 class OperatorNetwork(nn.Module):
     """A learned operator between finite element spaces.
@@ -133,6 +135,39 @@ class OperatorNetwork(nn.Module):
             output = output.to(self.device, self.dtype)
             latent = self.decoder.pull_back(output)
             self.output_norm.fit(latent, self._masses(self.decoder.latent))
+
+    def fit_linear(self, inputs: Sequence[Tensor], output: Tensor) -> None:
+        """Fit the linear path of the processor to data in closed form, if it has one.
+
+        A network with fresh weights starts from there: its nonlinear part says nothing yet.
+        `spon.fit` calls this once, after `calibrate`. Decoders with promises take none of it.
+
+        Parameters
+        ----------
+        inputs : sequence of Tensor, shapes (n, ...)
+            What each encoder takes.
+        output : Tensor, shape (n, U.dim())
+            The outputs of these inputs.
+
+        Raises
+        ------
+        ValueError
+            If the numbers of samples differ.
+        """
+        self._check_count(inputs)
+        if any(len(x) != len(output) for x in inputs):
+            raise ValueError(
+                f"Got {[len(x) for x in inputs]} samples of the inputs for {len(output)} outputs."
+            )
+        if self.decoder.kept is not None:
+            return
+        with torch.no_grad():
+            xs = [
+                norm(encoder(x[:_FEW].to(self.device, self.dtype))).T
+                for encoder, norm, x in zip(self._encoders, self._norms, inputs, strict=True)
+            ]
+            y = self.output_norm(output[:_FEW].to(self.device, self.dtype)).T
+            self.processor.fit_linear(xs, y, self.geometry, ~self.decoder.constrained)
 
     def _masses(self, space: Any) -> list[SparseMap] | None:
         # Where the weights serve on any mesh, so must the scales: dofs that are integrals over

@@ -270,6 +270,8 @@ def _calibrate(net: Any, loss: Any, samples: Samples) -> None:
         zero = few.inputs[0].new_zeros(len(few), net.decoder.latent.dim())
         output = loss.first_step(net.decoder(zero, few.boundary), few.inputs)
     net.calibrate(samples.inputs, output)
+    if samples.labelled and hasattr(net, "fit_linear"):
+        net.fit_linear(samples.inputs, samples.output)
 
 
 def _loss_or_default(net: nn.Module, loss: Any) -> Any:

@@ -17,6 +17,7 @@ SMALL = {
     "attention": {"channels": 6, "layers": 2, "tokens": 4, "heads": 2, "frequencies": 1},
     "deeponet": {**ONET, "trunk": "modes"},
     "mlp": {"hidden": [8]},
+    "elliptic": {"channels": 4, "layers": 2, "solves": 2, "rounds": 1},
     "graph": {"channels": 8, "rounds": 2},
     "multionet": ONET,
     "multigrid": {"channels": 4, "layers": 2, "width": 3, "levels": 3, "smoother": "stencil"},
@@ -118,11 +119,15 @@ def test_a_graded_mesh_gives_the_same_output(name):
         # Moves inner nodes only: the domain stays, cells differ in size by a factor of two.
         x += 0.08 * (np.sin(np.pi * x[:, :1]) * np.sin(np.pi * x[:, 1:]))
         spaces, output, _, _ = smooth_problem(even)
-        processor = make(name, INDEPENDENT[name], spaces, output)
-        with torch.no_grad():
-            for weight in processor.parameters():
-                weight.mul_(0.5)
-        changes.append(distance(result(processor, graded), result(processor, even)))
+        # How near to zero random weights bring an output is chance: the middle one of three.
+        found = []
+        for seed in range(3):
+            processor = make(name, INDEPENDENT[name], spaces, output, seed)
+            with torch.no_grad():
+                for weight in processor.parameters():
+                    weight.mul_(0.5)
+            found.append(distance(result(processor, graded), result(processor, even)))
+        changes.append(sorted(found)[1])
     assert changes[-1] < 0.1
     assert changes[-1] < 0.55 * changes[0]
 
@@ -201,7 +206,8 @@ def test_every_family_runs_on_every_cell_with_every_kind_of_space(name, cell):
         assert torch.isfinite(y).all()
         # Every sample by itself: a batch is no more than its samples.
         x = [x[:, 1:2] for x in random_inputs(inputs, batch=3)]
-        assert torch.allclose(processor(x, geometry), y[:, 1:2], rtol=1e-10, atol=1e-10)
+        size = max(1.0, float(y.detach().abs().max()))
+        assert torch.allclose(processor(x, geometry), y[:, 1:2], rtol=0.0, atol=1e-10 * size)
 
 
 def small_problem(name, config=None, vector=False):
@@ -287,11 +293,13 @@ def test_linear_path_solves_the_poisson_equation():
         function = processor.linear.constrained
         geometry = build_geometry(processor.request(), [space], space, bcs)
         spectrum = geometry.basis.constrained
-        function.weight.data = torch.eye(20, dtype=torch.float64)[:, None, :]
+        identity = torch.eye(20, dtype=torch.float64)
+        # The second input is the function one.
+        function.weight.data = torch.stack([identity, 0.0 * identity], dim=1)
         terms = function(spectrum)[:, 0, :]
         target = spectrum.window / spectrum.eigenvalues
         fit = torch.linalg.lstsq(terms, target[:, None], driver="gelsd").solution
-        function.weight.data = fit[:, :, None]
+        function.weight.data = torch.stack([fit, 0.0 * fit], dim=1)
         assert (terms @ fit - target[:, None]).abs().max() < 1e-5 * target.max()
     x, y = fd.SpatialCoordinate(mesh)
     load = fd.Function(space).interpolate(fd.sin(2 * fd.pi * x) * y * (1 - y))
@@ -336,7 +344,7 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
         (
             lambda: processors.create("fourier", {}),
             ValueError,
-            "known are attention, deeponet, graph, mlp",
+            "known are attention, deeponet, elliptic, graph",
         ),
         (lambda: processors.create("mlp", {"width": 3}), ValueError, "cannot be built from"),
         (

@@ -7,7 +7,7 @@ from typing import Any
 import finat.ufl
 from firedrake import FunctionSpace
 
-__all__ = ["element_from_json", "element_to_json", "space_from_element"]
+__all__ = ["element_from_json", "element_to_json", "shaped", "space_from_element"]
 
 _WRAPPERS = {
     "broken": finat.ufl.BrokenElement,
@@ -139,3 +139,12 @@ def _cell(data: dict[str, Any]) -> str | None:
     if data["kind"] == "product":
         return None
     return _cell(data["sub"] if "sub" in data else data["subs"][0])
+
+
+def shaped(element: Any, shape: tuple[int, ...]) -> Any:
+    """The element of scalar, vector or tensor fields with a scalar element for each component."""
+    if len(shape) == 0:
+        return element
+    if len(shape) == 1:
+        return finat.ufl.VectorElement(element, dim=shape[0])
+    return finat.ufl.TensorElement(element, shape=shape)

@@ -22,12 +22,15 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.fem.eigen import cutoff_window, eigenpairs
+from spon.fem.elements import shaped
+from spon.fem.elliptic import build_points
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.maps import sparse_map
 from spon.fem.resolvents import build_resolvents
 from spon.fem.spaces import mesh_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Graph, Spectrum
 from spon.processors.levels import Hierarchy, Resolvents
+from spon.processors.points import Points
 from spon.sparse import SparseMap
 
 __all__ = ["build_geometry"]
@@ -94,6 +97,7 @@ def build_geometry(
         graph=_graph(latent) if request.edges else None,
         hierarchy=_hierarchy(request.levels, latent, fixed) if request.levels else None,
         resolvents=_resolvents(request.alphas, latent, fixed) if request.alphas else None,
+        points=_quadrature(latent, input_spaces, fixed) if request.elliptic else None,
     )
 
 
@@ -121,7 +125,7 @@ class _Latent:
 
     def lift(self, expression: Any, shape: tuple[int, ...]) -> sp.csr_matrix:
         """Values of an expression of one trial function, shape (nodes * components, dim)."""
-        target = fd.FunctionSpace(self.space.mesh(), _shaped(self.broken, shape))
+        target = fd.FunctionSpace(self.space.mesh(), shaped(self.broken, shape))
         values = sparse_map(fd.interpolate(expression, target)).to_scipy()
         mean = sp.kron(self.mean, sp.identity(int(np.prod(shape))), format="csr")
         return _pruned(mean @ values)
@@ -187,7 +191,7 @@ def _read(latent: _Latent, space: Any) -> sp.csr_matrix:
             mean = sp.csr_matrix(latent.weights[None, :])
             return sp.kron(mean, sp.identity(int(np.prod(space.value_shape))), format="csr")
         source = fd.FunctionSpace(
-            latent.space.mesh(), _shaped(latent.space.ufl_element(), space.value_shape)
+            latent.space.mesh(), shaped(latent.space.ufl_element(), space.value_shape)
         )
         return _pruned(sparse_map(fd.interpolate(fd.TrialFunction(source), space)).to_scipy())
     blocks = [_read(latent, part) for part in space.subspaces]
@@ -278,6 +282,10 @@ def _resolvents(alphas: Sequence[float], latent: _Latent, fixed: NDArray[np.bool
     return build_resolvents(alphas, *latent.forms(), latent.gradient(), fixed, latent.length)
 
 
+def _quadrature(latent: _Latent, inputs: Sequence[Any], fixed: NDArray[np.bool_]) -> Points:
+    return build_points(latent.space, inputs, fixed, latent.length)
+
+
 def _patches(latent: _Latent, count: int) -> sp.csr_matrix | None:
     """Means over patches, (patches, nodes): nodes that share a box of a lattice and a part of it.
 
@@ -335,7 +343,7 @@ def _graph(latent: _Latent) -> Graph:
     """Edges between nodes that share a cell, weighted by the cells that they share."""
     nodes, gdim = len(latent.weights), latent.gdim
     # Vectors are taken inside a cell: on a periodic mesh the nodes themselves may lie far apart.
-    local = fd.FunctionSpace(latent.space.mesh(), _shaped(latent.broken, (gdim,)))
+    local = fd.FunctionSpace(latent.space.mesh(), shaped(latent.broken, (gdim,)))
     points = fd.Function(local).interpolate(fd.SpatialCoordinate(latent.space.mesh()))
     points = points.dat.data_ro.reshape(-1, gdim) / latent.length
     in_cell = np.argsort(latent.cell_of, kind="stable").reshape(len(latent.cell_volumes), -1)
@@ -382,14 +390,6 @@ def _continuous_and_broken(mesh: Any, degree: int) -> tuple[Any, Any]:
         return fd.FunctionSpace(mesh, q), dq
     space = fd.FunctionSpace(mesh, "CG", degree)
     return space, finat.ufl.BrokenElement(space.ufl_element())
-
-
-def _shaped(element: Any, shape: tuple[int, ...]) -> Any:
-    if len(shape) == 0:
-        return element
-    if len(shape) == 1:
-        return finat.ufl.VectorElement(element, dim=shape[0])
-    return finat.ufl.TensorElement(element, shape=shape)
 
 
 def _indicator(expression: Any) -> sp.csr_matrix:

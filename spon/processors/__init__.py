@@ -11,6 +11,7 @@ from spon.processors.base import (
     register,
 )
 from spon.processors.deeponet import DeepONet, MultiONet
+from spon.processors.elliptic import Elliptic
 from spon.processors.graph import Graph
 from spon.processors.mlp import MLP
 from spon.processors.multigrid import Multigrid
@@ -21,6 +22,7 @@ __all__ = [
     "MLP",
     "Attention",
     "DeepONet",
+    "Elliptic",
     "Field",
     "Geometry",
     "GeometryRequest",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spon.processors.levels import Hierarchy, Resolvents
+from spon.processors.points import Points
 from spon.sparse import SparseMap
 
 __all__ = [
@@ -74,6 +75,8 @@ class GeometryRequest:
         What multigrid levels are made from; none by default.
     alphas : tuple of float
         Resolvents of the Laplacian, in units of the square of the domain's length.
+    elliptic : bool
+        Quadrature points, and batches of elliptic problems with coefficients given there.
     """
 
     nodes: bool = True
@@ -84,6 +87,7 @@ class GeometryRequest:
     edges: bool = False
     levels: str = ""
     alphas: tuple[float, ...] = ()
+    elliptic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON-able values."""
@@ -221,6 +225,8 @@ class Geometry(nn.Module):
     hierarchy : Hierarchy or None
         Multigrid levels; the finest one has the latent nodes.
     resolvents : Resolvents or None
+    points : Points or None
+        Quadrature points of the latent space.
     """
 
     positions: Tensor
@@ -240,6 +246,7 @@ class Geometry(nn.Module):
         graph: Graph | None = None,
         hierarchy: Hierarchy | None = None,
         resolvents: Resolvents | None = None,
+        points: Points | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("positions", positions, persistent=False)
@@ -253,6 +260,7 @@ class Geometry(nn.Module):
         self.graph = graph
         self.hierarchy = hierarchy
         self.resolvents = resolvents
+        self.points = points
 
     @property
     def nodes(self) -> int:
@@ -333,6 +341,18 @@ class Processor(nn.Module, ABC):
     @abstractmethod
     def request(self) -> GeometryRequest:
         """The geometry that `forward` needs."""
+
+    def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
+        """Fit the weights of a linear path from inputs to output in closed form, if there is one.
+
+        Parameters
+        ----------
+        xs : sequence of Tensor, shapes (dim_i, samples)
+        y : Tensor, shape (dim_out, samples)
+        geometry : Geometry
+        rows : bool Tensor, shape (dim_out,)
+            Coefficients of the output that count; conditions prescribe the others.
+        """
 
     @abstractmethod
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:

@@ -12,7 +12,7 @@ from spon.processors.base import Field, Geometry, GeometryRequest, Processor, re
 from spon.processors.base import Graph as GraphGeometry
 from spon.processors.checks import check_integer
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "Round"]
 
 
 @register
@@ -71,7 +71,7 @@ class Graph(Processor):
         c, gdim = self.channels, output.gdim
         features = sum(field.channels for field in inputs) + gdim + 1
         self.encode = nn.Sequential(nn.Linear(features, c), nn.GELU(), nn.Linear(c, c))
-        self.process = nn.ModuleList(_Round(c, gdim + 2) for _ in range(self.rounds))
+        self.process = nn.ModuleList(Round(c, gdim + 2) for _ in range(self.rounds))
         self.decode = nn.Sequential(nn.Linear(c, c), nn.GELU(), nn.Linear(c, output.channels))
 
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
@@ -86,7 +86,7 @@ class Graph(Processor):
         return geometry.coefficients(self.decode(latent))
 
 
-class _Round(nn.Module):
+class Round(nn.Module):
     """One exchange of messages: (nodes, batch, channels) to the same, residual.
 
     A message is by how much the sender's state differs from the receiver's, weighed channel by

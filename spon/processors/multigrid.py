@@ -12,8 +12,9 @@ from torch.nn.functional import gelu
 
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_choice, check_integer
+from spon.processors.least_squares import fit_weights
 from spon.processors.levels import Hierarchy, Level
-from spon.processors.pointwise import pointwise
+from spon.processors.pointwise import pointwise, silent
 
 __all__ = ["Multigrid", "VCycle"]
 
@@ -150,26 +151,48 @@ class Multigrid(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, gdim, cycle(self.width)) for _ in range(self.layers)
         )
-        self.read = pointwise(c, 2 * c, out)
+        self.read = silent(pointwise(c, 2 * c, out))
         # Two fields for each component of the output: one for each kind of boundary.
-        self.load = _Load(total, 2 * out, gdim, 1.0 / total)
+        # The inputs come without their mean: they and the function one make an affine path.
+        self.load = _Load(total + 1, 2 * out, gdim, 0.0)
         self.linear = cycle(2 * out)
+        with torch.no_grad():
+            for change in (self.linear.operator, self.linear.smoother):
+                change.zero_()
         self.join = nn.Linear(2 * out, out, bias=False)
-        nn.init.zeros_(self.join.weight)
+        with torch.no_grad():
+            self.join.weight.copy_(torch.eye(out).repeat(1, 2))
 
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Map input coefficients (dim_i, batch) to output coefficients (dim_out, batch)."""
         hierarchy = geometry.hierarchy
         if hierarchy is None:
             raise ValueError("This geometry holds no levels: build it from `request()`.")
-        finest = hierarchy.levels[0]
         inputs = geometry.lift(xs)
         features = geometry.features()[:, None].expand(-1, inputs.shape[1], -1)
         latent = self.lift(torch.cat([inputs, features], dim=-1))
         for layer in self.hidden:
             latent = latent + gelu(layer(latent, hierarchy))
-        direct = self.linear(self.load(inputs, finest), hierarchy, self.cycles)
-        return geometry.coefficients(self.read(latent) + self.join(direct))
+        return geometry.coefficients(self.read(latent) + self._affine(inputs, hierarchy))
+
+    def _affine(self, inputs: Tensor, hierarchy: Hierarchy) -> Tensor:
+        """V-cycles of loads of the inputs and of the function one, (nodes, batch, outputs)."""
+        inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
+        load = self.load(inputs, hierarchy.levels[0])
+        out: Tensor = self.join(self.linear(load, hierarchy, self.cycles))
+        return out
+
+    def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
+        """Fit the loads of the affine path to samples; see `Processor.fit_linear`."""
+        hierarchy = geometry.hierarchy
+        if hierarchy is None:
+            raise ValueError("This geometry holds no levels: build it from `request()`.")
+        inputs = geometry.lift(xs)
+
+        def apply(which: Tensor) -> Tensor:
+            return geometry.coefficients(self._affine(inputs[:, which], hierarchy))
+
+        fit_weights([self.load.weight], apply, y, rows)
 
 
 class VCycle(nn.Module):

@@ -12,8 +12,9 @@ from torch.nn.functional import gelu
 
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_integer, check_range
+from spon.processors.least_squares import fit_weights
 from spon.processors.levels import Resolvents
-from spon.processors.pointwise import pointwise
+from spon.processors.pointwise import pointwise, silent
 
 __all__ = ["Resolvent"]
 
@@ -111,8 +112,9 @@ class Resolvent(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, self.alphas, gdim) for _ in range(self.layers)
         )
-        self.read = pointwise(c, 2 * c, out)
-        self.linear = nn.Parameter(torch.zeros(2, self.alphas, total, out))
+        self.read = silent(pointwise(c, 2 * c, out))
+        # The inputs come without their mean: they and the function one make an affine path.
+        self.linear = nn.Parameter(torch.zeros(2, self.alphas, total + 1, out))
 
     def forward(self, xs: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Map input coefficients (dim_i, batch) to output coefficients (dim_out, batch)."""
@@ -124,12 +126,28 @@ class Resolvent(Processor):
         latent = self.lift(torch.cat([inputs, features], dim=-1))
         for layer in self.hidden:
             latent = latent + gelu(layer(latent, resolvents))
-        out = self.read(latent)
-        load = resolvents.mass(inputs)
+        return geometry.coefficients(self.read(latent) + self._affine(inputs, resolvents))
+
+    def _affine(self, inputs: Tensor, resolvents: Resolvents) -> Tensor:
+        """Resolvents of the inputs and of the function one, (nodes, batch, outputs)."""
+        load = resolvents.mass(torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1))
+        out: Tensor | float = 0.0
         for i in range(self.alphas):
             constrained, free = _solve(resolvents, i, load, load)
             out = out + constrained @ self.linear[0, i] + free @ self.linear[1, i]
-        return geometry.coefficients(out)
+        return torch.as_tensor(out)
+
+    def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
+        """Fit the affine path to samples; see `Processor.fit_linear`."""
+        resolvents = geometry.resolvents
+        if resolvents is None:
+            raise ValueError("This geometry holds no resolvents: build it from `request()`.")
+        inputs = geometry.lift(xs)
+
+        def apply(which: Tensor) -> Tensor:
+            return geometry.coefficients(self._affine(inputs[:, which], resolvents))
+
+        fit_weights([self.linear], apply, y, rows)
 
 
 class _Layer(nn.Module):

@@ -27,7 +27,8 @@ from spon.processors.base import (
 )
 from spon.processors.chebyshev import chebyshev, largest_eigenvalue
 from spon.processors.checks import check_choice, check_integer
-from spon.processors.pointwise import pointwise
+from spon.processors.least_squares import fit_weights
+from spon.processors.pointwise import pointwise, silent
 
 __all__ = ["Spectral"]
 
@@ -143,8 +144,20 @@ class Spectral(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, group, gdim, self.polynomials, largest) for _ in range(self.layers)
         )
-        self.read = pointwise(c, hidden, output.channels)
+        self.read = silent(pointwise(c, hidden, output.channels))
         self.linear = _LinearPath(components, output.channels, group, self.polynomials, largest)
+
+    def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
+        """Fit the linear path to samples; see `Processor.fit_linear`."""
+        basis = geometry.basis
+        if basis is None:
+            raise ValueError("This geometry holds no eigenfunctions: build it from `request()`.")
+        inputs = geometry.lift(xs)
+
+        def apply(which: Tensor) -> Tensor:
+            return geometry.coefficients(self.linear(inputs[:, which], basis))
+
+        fit_weights(list(self.linear.parameters()), apply, y, rows)
 
     def _wants_vectors(self, output: Field) -> bool:
         fits = output.gdim > 1 and output.channels == output.gdim
@@ -238,7 +251,10 @@ class _Layer(nn.Module):
 
 
 class _LinearPath(nn.Module):
-    """A linear map from inputs to output: functions of the Laplacian and of its inverse."""
+    """An affine map from inputs to output: functions of the Laplacian and of its inverse.
+
+    They act on the inputs and on the function one, since inputs come without their mean.
+    """
 
     def __init__(
         self,
@@ -250,7 +266,7 @@ class _LinearPath(nn.Module):
     ) -> None:
         super().__init__()
         self.components, self.group = list(components), group
-        total = sum(components)
+        total = sum(components) + 1
         self.free = _Function(polynomials, total, outputs, largest, 0.0, inverse=True)
         # Vector modes see the inputs that are vector fields, scalar modes every component.
         fields = total if group == 1 else sum(c == group for c in components)
@@ -263,6 +279,7 @@ class _LinearPath(nn.Module):
     def forward(self, inputs: Tensor, basis: Basis) -> Tensor:
         """(nodes, batch, inputs) to (nodes, batch, outputs)."""
         function = self.free(basis.free)
+        inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
         out: Tensor | None = None
         if self.constrained is not None:
             if basis.constrained is None:
@@ -279,7 +296,7 @@ class _LinearPath(nn.Module):
         """The vector fields among the inputs, first components first."""
         if self.group == 1:
             return inputs
-        parts = inputs.split(self.components, dim=-1)
+        parts = inputs.split([*self.components, 1], dim=-1)
         vectors = [part for part in parts if part.shape[-1] == self.group]
         return torch.stack(vectors, dim=-1).flatten(2)
 

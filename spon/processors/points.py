@@ -1,0 +1,174 @@
+"""Quadrature points of the mesh, and elliptic problems with coefficients given there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spon.copying import deepcopy_sharing
+from spon.sparse import SparseMap
+
+__all__ = ["EllipticSolve", "Points"]
+
+
+class Points(nn.Module):
+    """Quadrature points with what leads to them and back.
+
+    Lengths are in units of the domain's length, and integrals are means over the domain.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (points,)
+        Quadrature weights, sum one.
+    values : SparseMap, shape (points, nodes)
+        Nodal values to values at the points.
+    gradient : SparseMap, shape (gdim * points, nodes)
+        Nodal values to partial derivatives at the points, one direction below the other.
+    lifts : sequence of SparseMap, shapes (points * channels_i, dim_i)
+        Coefficients of an input to its values at the points, channels fastest: those of the
+        function itself, also where it jumps.
+    solve : EllipticSolve
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        weights: Tensor,
+        values: SparseMap,
+        gradient: SparseMap,
+        lifts: Sequence[SparseMap],
+        solve: EllipticSolve,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+        self.values, self.gradient = values, gradient
+        self._values_t, self._gradient_t = values.T, gradient.T
+        self.lifts = nn.ModuleList(lifts)
+        self.solve = solve
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def lift(self, xs: Sequence[Tensor]) -> Tensor:
+        """Values of the inputs at the points, (dim_i, batch) to (points, batch, channels)."""
+        values = [
+            lift(x).reshape(len(self), -1, x.shape[1])
+            for lift, x in zip(self.lifts, xs, strict=True)
+        ]
+        return torch.cat(values, dim=1).transpose(1, 2).contiguous()
+
+    def load(self, density: Tensor, flux: Tensor | None = None) -> Tensor:
+        """Integrals of a density against test functions, and of a flux against their gradients.
+
+        Parameters
+        ----------
+        density : Tensor, shape (points, ...)
+        flux : Tensor, shape (gdim, points, ...), optional
+
+        Returns
+        -------
+        Tensor, shape (nodes, ...)
+            Dual.
+        """
+        weights = self.weights.reshape(-1, *[1] * (density.ndim - 1))
+        out: Tensor = self._values_t(density * weights)
+        if flux is not None:
+            out = out + self._gradient_t((flux * weights).flatten(0, 1))
+        return out
+
+
+class EllipticSolve(nn.Module):
+    """Solve -div(A grad u) + c u = load for a batch of coefficients: dual to primal.
+
+    Each column has its own symmetric positive definite tensor A and reaction c at the quadrature
+    points, and its own factorisation, in double precision on the CPU. The gradient reuses it.
+
+    Parameters
+    ----------
+    assembly : SparseMap, shape (entries, terms * points)
+        The upper triangle of A row by row, then c, one term below the other, to the entries of
+        the matrix; all of them are multiplied with the quadrature weights here.
+    lu : object
+        Factorises batches of matrices of this pattern: `spon.fem.factor.SparseLU`.
+    rows, columns : integer Tensor, shape (entries,)
+        Where the entries are.
+    constrained : bool
+        Whether solutions vanish on a part of the boundary; if not, c must not be zero.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(
+        self, assembly: SparseMap, lu: Any, rows: Tensor, columns: Tensor, constrained: bool
+    ) -> None:
+        super().__init__()
+        self.assembly, self.constrained = assembly, constrained
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("columns", columns, persistent=False)
+        self._lu = lu
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EllipticSolve:
+        return deepcopy_sharing(self, memo, [self._lu])
+
+    def forward(self, coefficients: Tensor, load: Tensor) -> Tensor:
+        """Solve for each column.
+
+        Parameters
+        ----------
+        coefficients : Tensor, shape (terms, points, ...)
+            The upper triangle of A row by row, then c.
+        load : Tensor, shape (nodes, ...)
+            Dual.
+
+        Returns
+        -------
+        Tensor, shape (nodes, ...)
+            Primal, zero at the constrained nodes; differentiable once.
+
+        Raises
+        ------
+        spon.fem.SingularMatrixError
+            If a matrix cannot be inverted.
+        """
+        if coefficients.shape[2:] != load.shape[1:]:
+            raise ValueError(
+                f"Got coefficients of shape {tuple(coefficients.shape)} and loads of shape "
+                f"{tuple(load.shape)}: the axes after (terms, points) and after (nodes,) must "
+                "agree."
+            )
+        terms = coefficients.flatten(0, 1).flatten(1)
+        entries = self.assembly(terms).to("cpu", torch.float64)
+        columns = load.reshape(load.shape[0], -1).to("cpu", torch.float64)
+        x: Tensor = _Solve.apply(entries.T, columns.T, self)
+        return x.T.to(load.device, load.dtype).reshape(load.shape)
+
+
+class _Solve(torch.autograd.Function):
+    """Rows of entries and of loads to rows of solutions."""
+
+    @staticmethod
+    def forward(ctx: Any, entries: Tensor, loads: Tensor, problem: EllipticSolve) -> Tensor:
+        # Coefficients are positive at all points, which is all that a factorisation needs.
+        factors = problem._lu.factor_each(entries.contiguous())
+        x: Tensor = factors.solve(loads.contiguous())
+        ctx.factors, ctx.problem = factors, problem
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        # The matrices are symmetric.
+        adjoint = ctx.factors.solve(gradients[0].contiguous())
+        entries = None
+        if ctx.needs_input_grad[0]:
+            rows, columns = ctx.problem.rows, ctx.problem.columns
+            entries = -adjoint[:, rows] * x[:, columns]
+        return entries, adjoint, None

@@ -1,0 +1,119 @@
+"""Linear paths fitted in closed form: linear problems are solved before training begins."""
+
+import firedrake as fd
+import numpy as np
+import pytest
+import torch
+
+import spon
+from spon.processors import MLP, Multigrid, Resolvent, Spectral
+from spon.processors.least_squares import fit_weights
+
+MAKE = {
+    "spectral": (lambda: Spectral(channels=4, layers=1, modes=100), 1.5e-2),
+    "resolvent": (lambda: Resolvent(channels=4, layers=1), 1e-4),
+    "multigrid": (lambda: Multigrid(channels=4, layers=1), 2e-2),
+}
+
+
+def poisson(count, mean=3.0):
+    """Sources with a mean, and solutions that vanish on two sides only."""
+    space = fd.FunctionSpace(fd.UnitSquareMesh(16, 16), "CG", 1)
+    bc = fd.DirichletBC(space, 0.0, (1, 4))
+    f = fd.Function(space)
+    u, v = fd.TrialFunction(space), fd.TestFunction(space)
+    form = fd.inner(fd.grad(u), fd.grad(v)) * fd.dx
+    solve = spon.fem.LinearSolver(form, bc, inputs=[f], L=f * v * fd.dx)
+    x = mean + spon.samplers.GaussianRandomField(space, length=0.2).draw(count, seed=0)
+    return space, bc, x, solve(x)
+
+
+def error(net, x, y):
+    with torch.no_grad():
+        return float(((net(x) - y).norm(dim=1) / y.norm(dim=1)).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", list(MAKE))
+def test_the_poisson_equation_is_solved_without_training(name, dtype):
+    space, bc, x, y = poisson(60)
+    x, y = x.to(dtype), y.to(dtype)
+    torch.manual_seed(0)
+    make, bound = MAKE[name]
+    net = spon.OperatorNetwork(spon.Encoder(space), make(), spon.Decoder(space, bc), dtype)
+    net.calibrate([x[:40]], y[:40])
+    assert error(net, x[40:], y[40:]) > 0.5
+    net.fit_linear([x[:40]], y[:40])
+    assert error(net, x[40:], y[40:]) < bound
+    # The path has no say about the mesh.
+    finer = fd.FunctionSpace(fd.UnitSquareMesh(24, 24), "CG", 1)
+    moved = net.on(finer.mesh())
+    values = fd.Function(space)
+    values.dat.data[:] = x[50].double().numpy()
+    there = moved(fd.Function(finer).interpolate(values))
+    here = fd.Function(finer).interpolate(net(values))
+    assert fd.norm(there - here) < 0.05 * fd.norm(here)
+
+
+def test_the_displacement_of_an_elastic_body_is_linear_in_its_loads():
+    mesh = fd.RectangleMesh(16, 8, 2.0, 1.0)
+    space = fd.VectorFunctionSpace(mesh, "CG", 1)
+    bc = fd.DirichletBC(space, 0.0, 1)
+    f = fd.Function(space)
+    u, v = fd.TrialFunction(space), fd.TestFunction(space)
+    form = (2 * fd.inner(fd.sym(fd.grad(u)), fd.sym(fd.grad(v))) + fd.div(u) * fd.div(v)) * fd.dx
+    solve = spon.fem.LinearSolver(form, bc, inputs=[f], L=fd.inner(f, v) * fd.dx)
+    x = spon.samplers.GaussianRandomField(space, length=0.5).draw(60, seed=0)
+    y = solve(x)
+    torch.manual_seed(0)
+    net = spon.OperatorNetwork(
+        spon.Encoder(space), Spectral(channels=4, layers=1), spon.Decoder(space, bc), torch.float64
+    )
+    net.calibrate([x[:40]], y[:40])
+    net.fit_linear([x[:40]], y[:40])
+    # Their operator is that of the modes up to two coefficients.
+    assert error(net, x[40:], y[40:]) < 5e-3
+
+
+def test_training_begins_there():
+    space, bc, x, y = poisson(40)
+    data = spon.Dataset.from_arrays({"f": x}, {"u": y}, {"f": space, "u": space})
+    torch.manual_seed(0)
+    net = spon.OperatorNetwork(
+        spon.Encoder(space), Resolvent(channels=4, layers=1), spon.Decoder(space, bc)
+    )
+    history = spon.fit(net, data, epochs=1, lr=1e-5, progress=False)
+    assert history.validation[0] < 1e-2
+
+
+def test_processors_without_a_linear_path_stay_as_they_are():
+    space, bc, x, y = poisson(8)
+    net = spon.OperatorNetwork(spon.Encoder(space), MLP(), spon.Decoder(space, bc), torch.float64)
+    net.calibrate([x], y)
+    before = [p.clone() for p in net.parameters()]
+    net.fit_linear([x], y)
+    assert all(torch.equal(p, q) for p, q in zip(before, net.parameters(), strict=True))
+    with pytest.raises(ValueError, match="8 outputs"):
+        net.fit_linear([x[:3]], y)
+
+
+def test_weights_are_those_of_least_squares():
+    generator = torch.Generator().manual_seed(0)
+    design = torch.randn(6, 4, 20, generator=generator, dtype=torch.float64)
+    truth = torch.randn(6, generator=generator, dtype=torch.float64)
+    weights = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))]
+    weights = [torch.nn.Parameter(w.double()) for w in weights]
+
+    def apply(which):
+        values = torch.cat([w.flatten() for w in weights])
+        return torch.einsum("p,pds->ds", values, design[:, :, which])
+
+    target = torch.einsum("p,pds->ds", truth, design)
+    noise = 0.1 * torch.randn(4, 20, generator=generator, dtype=torch.float64)
+    rows = torch.tensor([True, False, True, True])
+    fit_weights(weights, apply, target + noise, rows, batch=7)
+    scale = 1.0 / (target + noise)[rows].norm(dim=0)
+    flat = (design[:, rows] * scale).reshape(6, -1).numpy()
+    expected = np.linalg.lstsq(flat.T, ((target + noise)[rows] * scale).numpy().ravel())[0]
+    found = torch.cat([w.detach().flatten() for w in weights]).numpy()
+    assert np.abs(found - expected).max() < 1e-8
