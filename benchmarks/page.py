@@ -364,17 +364,16 @@ def processor_table():
     for r in record["results"]:
         refined = r["error_refined"]
         lines.append(
-            f"| {r['problem']} | `{r['processor']}` | {r['error']:.1%} "
-            f"| {'' if refined is None else f'{refined:.1%}'} | {r['weights']:,} | {r['steps']:,} "
+            f"| {r['problem']} | {r['processor']} | {r['error']:.2%} "
+            f"| {'' if refined is None else f'{refined:.2%}'} | {r['weights']:,} | {r['steps']:,} "
             f"| {r['step_ms']:.0f} ms |"
         )
         if r is _last(record["results"], r["problem"]):
             apart = record["settings"]["solutions_apart"][r["problem"]]
-            lines.append(f"| {r['problem']} | (the solutions) | | {apart:.1%} | | | |")
+            lines.append(f"| {r['problem']} | (the solutions) | | {apart:.2%} | | | |")
     seconds = record["settings"]["seconds"]
-    lines += ["", f"{seconds:.0f} s of processor time for each training. "]
-    lines[-1] += f"Measured on {where(record)}."
-    return "\n".join(lines)
+    end = f"{seconds:.0f} s of processor time for each training. Measured on {where(record)}."
+    return "\n".join([*lines, "", end])
 
 
 def _last(rows, problem):

@@ -2,12 +2,12 @@
 
 Poisson's equation with smooth random sources, and Darcy flow with a coefficient of two values, on a
 square of 32 x 32 nodes; 200 solutions for training, 50 for the choice of the learning rate, 100 for
-the errors. Every processor is as its constructor makes it, and is trained with Adam for the same
-processor time at each of two learning rates, after the closed-form fit of its linear path where it
-has one. The same weights are then asked on the mesh refined
-once, where the errors are those against the solutions there.
+the errors. Every processor is as its constructor makes it. Its linear path is fitted in closed form
+where it has one; then it is trained with AdamW for the same processor time at each of two learning
+rates. The same weights are then asked on the mesh refined once, where the errors are those against
+the solutions there.
 
-A minute of training is a first look: who learns most from little, not who is best in the end.
+A few seconds are a first look: who learns most from little, not who is best in the end.
 
     python benchmarks/processors.py [--quick] [--only "Spectral;Graph"]
 """
