@@ -61,9 +61,8 @@ class Attention(Processor):
     Wu, Luo, Wang, Wang and Long (2024), *Transolver: a fast transformer solver for PDEs on general
     geometries*, section 3.1, with integrals in place of sums over the points of a mesh, and with
     shares that depend on the place instead of the fields, as in Wang and Wang (2024), *Latent
-    neural operator*: they are the same for all samples, so that a layer is a few large
-    matrix products, cheaper by half, and learned faster in our trials. A token that owns next to
-    nothing of the domain fades to zero.
+    neural operator*: they are the same for all samples, so that a layer is a few large matrix
+    products. A token that owns next to nothing of the domain fades to zero.
     """
 
     name: ClassVar[str] = "attention"
