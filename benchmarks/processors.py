@@ -50,6 +50,7 @@ KINDS = {
     "DeepONet": ("deeponet", {}),
     "DeepONet, trunk of modes": ("deeponet", {"trunk": "modes"}),
     "MultiONet": ("multionet", {}),
+    "GraphMultigrid": ("graph_multigrid", {"coarse": "lattice"}),
     "Graph": ("graph", {}),
     "MLP": ("mlp", {}),
 }
