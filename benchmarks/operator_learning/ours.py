@@ -99,14 +99,23 @@ _RESOLVENT: Tried = [
 ]
 _ELLIPTIC: Tried = [
     ({"channels": 16, "solves": 2, "rounds": 2}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    (
-        {"channels": 24, "solves": 4, "rounds": 4, "layers": 2},
-        {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0},
-    ),
-    ({"channels": 32, "solves": 4, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-1, "clip": 1.0}),
     ({"channels": 16, "solves": 2, "rounds": 0}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
+    (
+        {"channels": 16, "solves": 2, "rounds": 2, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
+    (
+        {"channels": 24, "solves": 3, "rounds": 4, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
+    (
+        {"channels": 24, "solves": 3, "rounds": 4, "degree": 2},
+        {"lr": 2e-3, "weight_decay": 1e-1, "clip": 1.0},
+    ),
+    (
+        {"channels": 16, "solves": 4, "rounds": 4, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
 ]
 _GRAPH: Tried = [
     ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
