@@ -129,8 +129,9 @@ class OperatorNetwork(nn.Module):
     def fit_linear(self, inputs: Sequence[Tensor], output: Tensor) -> None:
         """Fit the linear path of the processor to data in closed form, if it has one.
 
-        A network with fresh weights starts from there: its nonlinear part says nothing yet.
-        `spon.fit` calls this once, after `calibrate`. Decoders with promises take none of it.
+        For a network with fresh weights, which starts from there: its nonlinear part says nothing
+        at first. `spon.fit` calls this once, after `calibrate`. Decoders with promises take none
+        of it.
 
         Parameters
         ----------

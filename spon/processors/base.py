@@ -330,6 +330,8 @@ class Processor(nn.Module, ABC):
     def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
         """Fit the weights of a linear path from inputs to output in closed form, if there is one.
 
+        For fresh weights: what reads the nonlinear part begins anew, at zero.
+
         Parameters
         ----------
         xs : sequence of Tensor, shapes (dim_i, samples)

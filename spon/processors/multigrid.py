@@ -152,7 +152,7 @@ class Multigrid(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, gdim, cycle(self.width)) for _ in range(self.layers)
         )
-        self.read = silent(pointwise(c, 2 * c, out))
+        self.read = pointwise(c, 2 * c, out)
         # Two fields for each component of the output: one for each kind of boundary.
         # The inputs come without their mean: they and the function one make an affine path.
         self.load = _Load(total + 1, 2 * out, gdim, 0.0)
@@ -193,6 +193,7 @@ class Multigrid(Processor):
         def apply(which: Tensor) -> Tensor:
             return geometry.coefficients(self._affine(inputs[:, which], hierarchy))
 
+        silent(self.read)
         fit_weights([self.load.weight], apply, y, rows)
 
 

@@ -13,7 +13,7 @@ def pointwise(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 def silent(network: nn.Sequential) -> nn.Sequential:
-    """The network with an output of zero to begin with: what is added to it has the first word."""
+    """Set the last weights to zero: what is added to the output has the first word."""
     for weight in network[-1].parameters():
         nn.init.zeros_(weight)
     return network

@@ -113,7 +113,7 @@ class Resolvent(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, self.width, self.alphas, gdim) for _ in range(self.layers)
         )
-        self.read = silent(pointwise(c, 2 * c, out))
+        self.read = pointwise(c, 2 * c, out)
         # The inputs come without their mean: they and the function one make an affine path.
         self.linear = nn.Parameter(torch.zeros(2, self.alphas, total + 1, out))
 
@@ -148,6 +148,7 @@ class Resolvent(Processor):
         def apply(which: Tensor) -> Tensor:
             return geometry.coefficients(self._affine(inputs[:, which], resolvents))
 
+        silent(self.read)
         fit_weights([self.linear], apply, y, rows)
 
 

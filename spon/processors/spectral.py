@@ -145,7 +145,7 @@ class Spectral(Processor):
         self.hidden = nn.ModuleList(
             _Layer(c, group, gdim, self.polynomials, largest) for _ in range(self.layers)
         )
-        self.read = silent(pointwise(c, hidden, output.channels))
+        self.read = pointwise(c, hidden, output.channels)
         self.linear = _LinearPath(components, output.channels, group, self.polynomials, largest)
 
     def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
@@ -158,6 +158,7 @@ class Spectral(Processor):
         def apply(which: Tensor) -> Tensor:
             return geometry.coefficients(self.linear(inputs[:, which], basis))
 
+        silent(self.read)
         fit_weights(list(self.linear.parameters()), apply, y, rows)
 
     def _wants_vectors(self, output: Field) -> bool:
