@@ -186,6 +186,32 @@ def test_how_well_particles_arrive(square):
     assert lost["tracers_out"] == 0 and np.isnan(lost["travel_time"])
 
 
+def below(fluxes, u, part, heights):
+    """The size of what crosses a vertical part of the boundary below some heights."""
+    ends = fluxes.ends(fluxes.parts[part])[..., 1]
+    order = np.argsort(ends.min(axis=1))
+    nodes = np.append(ends.min(axis=1)[order], ends.max())
+    crossing = np.abs(fluxes.through(u, part)[0])[order]
+    return np.interp(heights, nodes, np.append(0.0, np.cumsum(crossing)))
+
+
+def test_particles_keep_their_share_of_the_flow_and_sweep_the_whole_plate(plate):
+    fluxes, u = plate.fluxes, plate.tests["mesh"].y[:1].double().numpy()
+    tracers = Tracers(fluxes, 2000)
+    found = tracers(u)
+    assert (found.part == "right").all()
+    start = (np.arange(2000) + 0.5) / 2000
+    under = below(fluxes, u, "left", start)
+    # Without sources or leaks as much passes below a particle at the end as at the start.
+    arrived = below(fluxes, u, "right", found.where[0, :, 1])
+    total = below(fluxes, u, "left", 1.0)
+    np.testing.assert_allclose(arrived, under, atol=1e-6 * total)
+    # What flows between two particles, times its time, is the area between them.
+    edges = below(fluxes, u, "left", np.arange(2001) / 2000)
+    area = (np.diff(edges) * found.time[0]).sum()
+    assert area == pytest.approx(fluxes.areas.sum(), rel=5e-3)
+
+
 def test_the_fluxes_that_are_learned_are_those_of_the_mixed_method(plate):
     level, test = plate.level, plate.tests["mesh"]
     mixed = flux._mixed(level.U, level.V)(test.x[:3].double())
