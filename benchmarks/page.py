@@ -1,4 +1,4 @@
-"""Make the tables of the README and docs/benchmarks.md from the JSON that the benchmarks wrote.
+"""Make the tables of the README and of docs/ from the JSON that the benchmarks wrote.
 
 python benchmarks/page.py            write them
 python benchmarks/page.py --check    fail if they are not up to date
@@ -356,6 +356,32 @@ def identification_table():
     return "\n".join(lines)
 
 
+def processor_table():
+    """Every processor on two small problems."""
+    record = load("processors")
+    lines = [
+        "| problem | processor | error | refined | weights | steps | a step of 20 samples |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        refined = r["error_refined"]
+        lines.append(
+            f"| {r['problem']} | {r['processor']} | {r['error']:.2%} "
+            f"| {'' if refined is None else f'{refined:.2%}'} | {r['weights']:,} | {r['steps']:,} "
+            f"| {r['step_ms']:.0f} ms |"
+        )
+        if r is _last(record["results"], r["problem"]):
+            apart = record["settings"]["solutions_apart"][r["problem"]]
+            lines.append(f"| {r['problem']} | (the solutions) | | {apart:.2%} | | | |")
+    seconds = record["settings"]["seconds"]
+    end = f"{seconds:.0f} s of processor time for each training. Measured on {where(record)}."
+    return "\n".join([*lines, "", end])
+
+
+def _last(rows, problem):
+    return [r for r in rows if r["problem"] == problem][-1]
+
+
 def _short(ratio):
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2g}"
 
@@ -405,6 +431,7 @@ BLOCKS = {
     "identification-table": identification_table,
     "merged-table": merged_table,
     **report.blocks(where),
+    "processor-table": processor_table,
 }
 
 
@@ -462,7 +489,7 @@ def main():
     if "--check" not in sys.argv:
         draw_curves()
         report.draw()
-    for path in (ROOT / "README.md", ROOT / "docs" / "benchmarks.md"):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         old = path.read_text()
         new = filled(old)
         if new == old:

@@ -352,7 +352,7 @@ class OperatorNetwork(nn.Module):
             raise ValueError(
                 f"The weights of a {type(self.processor).__name__} belong to the dofs of one mesh "
                 f"({self.decoder.signature.describe()}) and mean nothing on another: train a "
-                "Spectral, Multigrid, Resolvent or Graph processor to change the mesh."
+                "Spectral, Multigrid or another processor whose weights are mesh_independent."
             )
         encoders = [e.on(mesh) for e in self._encoders]
         return self._moved(encoders, self.decoder.on(mesh, bcs))

@@ -1,7 +1,6 @@
 """Linear paths fitted in closed form: linear problems are solved before training begins."""
 
 import firedrake as fd
-import numpy as np
 import pytest
 import torch
 
@@ -109,11 +108,18 @@ def test_weights_are_those_of_least_squares():
         return torch.einsum("p,pds->ds", values, design[:, :, which])
 
     target = torch.einsum("p,pds->ds", truth, design)
-    noise = 0.1 * torch.randn(4, 20, generator=generator, dtype=torch.float64)
     rows = torch.tensor([True, False, True, True])
-    fit_weights(weights, apply, target + noise, rows, batch=7)
-    scale = 1.0 / (target + noise)[rows].norm(dim=0)
-    flat = (design[:, rows] * scale).reshape(6, -1).numpy()
-    expected = np.linalg.lstsq(flat.T, ((target + noise)[rows] * scale).numpy().ravel())[0]
-    found = torch.cat([w.detach().flatten() for w in weights]).numpy()
-    assert np.abs(found - expected).max() < 1e-8
+    fit_weights(weights, apply, target, rows, batch=7)
+    found = torch.cat([w.detach().flatten() for w in weights])
+    assert float((found - truth).abs().max()) < 1e-6
+
+    # Where something is left over, it may be a little more than least squares leave.
+    noisy = target + 0.5 * torch.randn(4, 20, generator=generator, dtype=torch.float64)
+    fit_weights(weights, apply, noisy, rows, batch=7)
+    scale = 1.0 / noisy[rows].norm(dim=0)
+    flat, wanted = (design[:, rows] * scale).reshape(6, -1).T, (noisy[rows] * scale).flatten()
+    best = torch.linalg.lstsq(flat, wanted[:, None]).solution[:, 0]
+    found = torch.cat([w.detach().flatten() for w in weights])
+    left, least = (flat @ found - wanted).norm(), (flat @ best - wanted).norm()
+    assert float(least) <= float(left) <= 1.02 * float(least)
+    assert float(found.norm()) < float(best.norm())

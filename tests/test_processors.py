@@ -12,29 +12,30 @@ from spon.fem.geometry import build_geometry
 from spon.processors import MLP, Field, Graph, Spectral
 from spon.processors.base import Processor
 
+ONET = {"functions": 5, "functionals": 4, "channels": 2, "width": 6, "modes": 12, "frequencies": 1}
 SMALL = {
+    "attention": {"channels": 6, "layers": 2, "tokens": 4, "heads": 2, "frequencies": 1},
+    "deeponet": {**ONET, "trunk": "modes"},
     "mlp": {"hidden": [8]},
     "elliptic": {"channels": 4, "layers": 2, "solves": 2, "rounds": 1},
     "graph": {"channels": 8, "rounds": 2},
     "graph_multigrid": {"channels": [8, 6], "rounds": [2, 1], "layers": 2},
+    "multionet": ONET,
     "multigrid": {"channels": 4, "layers": 2, "width": 3, "levels": 3, "smoother": "stencil"},
     "resolvent": {"channels": 6, "layers": 2, "alphas": 3, "width": 2},
     "spectral": {"channels": 6, "layers": 2, "modes": 12, "polynomials": 4, "points": 0},
 }
-INDEPENDENT = {
-    "elliptic": SMALL["elliptic"],
-    "graph": SMALL["graph"],
-    "graph_multigrid": SMALL["graph_multigrid"],
-    "multigrid": SMALL["multigrid"],
-    "resolvent": SMALL["resolvent"],
-    "spectral": SMALL["spectral"],
-    "patches": {**SMALL["spectral"], "points": 60},
+VARIANTS = {
+    "patches": ("spectral", {**SMALL["spectral"], "points": 60}),
+    "coordinates": ("deeponet", ONET),
 }
+INDEPENDENT = {name: config for name, config in SMALL.items() if name != "mlp"}
+INDEPENDENT |= {name: config for name, (_, config) in VARIANTS.items()}
 
 
 def make(name, config, spaces, output, seed=0):
     """A processor with random weights in double precision, also where they start at zero."""
-    processor = processors.create("spectral" if name == "patches" else name, config)
+    processor = processors.create(VARIANTS.get(name, (name, None))[0], config)
     processor.configure([field(space) for space in spaces], field(output))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -344,7 +345,7 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
         (
             lambda: processors.create("fourier", {}),
             ValueError,
-            "known are elliptic, graph, graph_multigrid, mlp, multigrid",
+            "known are attention, deeponet, elliptic, graph, graph_multigrid",
         ),
         (lambda: processors.create("mlp", {"width": 3}), ValueError, "cannot be built from"),
         (

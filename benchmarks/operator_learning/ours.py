@@ -108,14 +108,23 @@ _RESOLVENT: Tried = [
 ]
 _ELLIPTIC: Tried = [
     ({"channels": 16, "solves": 2, "rounds": 2}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    ({"channels": 24, "solves": 4, "rounds": 4}, {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0}),
-    (
-        {"channels": 24, "solves": 4, "rounds": 4, "layers": 2},
-        {"lr": 2e-3, "weight_decay": 1e-2, "clip": 1.0},
-    ),
-    ({"channels": 32, "solves": 4, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-1, "clip": 1.0}),
     ({"channels": 16, "solves": 2, "rounds": 0}, {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}),
+    (
+        {"channels": 16, "solves": 2, "rounds": 2, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
+    (
+        {"channels": 24, "solves": 3, "rounds": 4, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
+    (
+        {"channels": 24, "solves": 3, "rounds": 4, "degree": 2},
+        {"lr": 2e-3, "weight_decay": 1e-1, "clip": 1.0},
+    ),
+    (
+        {"channels": 16, "solves": 4, "rounds": 4, "degree": 2},
+        {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0},
+    ),
 ]
 _GRAPH: Tried = [
     ({"channels": 32, "rounds": 6}, {"lr": 2e-3, "weight_decay": 1e-4}),
@@ -126,6 +135,31 @@ _GRAPH: Tried = [
     ({"channels": 16, "rounds": 8}, {"lr": 4e-3, "weight_decay": 1e-4}),
 ]
 
+_GRAPH_MULTIGRID: Tried = [
+    ({}, {"lr": 3e-3, "weight_decay": 1e-4}),
+    ({}, {"lr": 3e-3, "weight_decay": 1e-2}),
+    ({"channels": [24, 24, 16, 12]}, {"lr": 4e-3, "weight_decay": 1e-3}),
+    ({"channels": [48, 48, 24, 16]}, {"lr": 2e-3, "weight_decay": 1e-2}),
+    ({"layers": 2}, {"lr": 2e-3, "weight_decay": 1e-2}),
+    ({"channels": [32, 32, 24, 16], "rounds": [3, 3, 2, 1]}, {"lr": 2e-3, "weight_decay": 1e-2}),
+]
+_ATTENTION: Tried = [
+    ({}, {"lr": 2e-3, "weight_decay": 1e-4}),
+    ({}, {"lr": 1e-3, "weight_decay": 1e-2}),
+    ({"tokens": 128}, {"lr": 1e-3, "weight_decay": 1e-2}),
+    ({"channels": 48}, {"lr": 1e-3, "weight_decay": 1e-2}),
+    ({"layers": 4}, {"lr": 1e-3, "weight_decay": 1e-2}),
+    ({}, {"lr": 2e-3, "weight_decay": 1e-1}),
+]
+_DEEPONET: Tried = [
+    ({}, {"lr": 3e-3, "weight_decay": 1e-4}),
+    ({}, {"lr": 1e-3, "weight_decay": 1e-2}),
+    ({"trunk": "modes"}, {"lr": 3e-3, "weight_decay": 1e-2}),
+    ({"trunk": "modes"}, {"lr": 1e-3, "weight_decay": 1e-4}),
+    ({"functions": 128}, {"lr": 2e-3, "weight_decay": 1e-2}),
+    ({"functionals": 128}, {"lr": 2e-3, "weight_decay": 1e-2}),
+]
+
 OURS = {
     network.name: network
     for network in (
@@ -133,6 +167,9 @@ OURS = {
         processor("Multigrid", "multigrid", _MULTIGRID),
         processor("Resolvent", "resolvent", _RESOLVENT),
         processor("Elliptic", "elliptic", _ELLIPTIC, note="solves with learned coefficients"),
+        processor("GraphMultigrid", "graph_multigrid", _GRAPH_MULTIGRID),
+        processor("Attention", "attention", _ATTENTION),
+        processor("DeepONet (spon)", "deeponet", _DEEPONET, note="integrals in place of sensors"),
         processor("Graph", "graph", _GRAPH, note="message passing between encoder and decoder"),
     )
 }

@@ -23,19 +23,28 @@ __all__ = ["build_points"]
 
 
 def build_points(
-    space: Any, input_spaces: Sequence[Any], fixed: NDArray[np.bool_], length: float
+    space: Any,
+    features: Any,
+    input_spaces: Sequence[Any],
+    fixed: NDArray[np.bool_],
+    length: float,
+    read: sp.csr_matrix,
 ) -> Points:
-    """Build quadrature points for a continuous scalar space.
+    """Build quadrature points for solutions in a continuous scalar space.
 
     Parameters
     ----------
     space : FunctionSpace
-        Scalar, continuous, with nodal values as dofs.
+        Of the solutions: scalar, continuous, with nodal values as dofs.
+    features : FunctionSpace
+        Of the latent fields, of the same kind.
     input_spaces : sequence of FunctionSpace
     fixed : bool array, shape (nodes,)
         Nodes on the constrained boundary.
     length : float
         Length of the domain.
+    read : csr_matrix, shape (dim_out, unknowns * channels_out)
+        Nodal values to coefficients of the output.
 
     Returns
     -------
@@ -54,17 +63,28 @@ def build_points(
     weights = fd.assemble(fd.TestFunction(scalars) * _measure(element)).dat.data_ro.copy()
     weights /= weights.sum()
     u = fd.TrialFunction(space)
-    values = sparse_map(fd.interpolate(u, scalars)).to_scipy()
+    tests = sparse_map(fd.interpolate(u, scalars)).to_scipy()
     slopes = [sparse_map(fd.interpolate(fd.grad(u)[i], scalars)).to_scipy() for i in range(gdim)]
     slopes = [sp.csr_matrix(length * slope) for slope in slopes]
     products = [(slopes[i], slopes[j]) for i in range(gdim) for j in range(i, gdim)]
     return Points(
         weights=torch.from_numpy(weights),
-        values=SparseMap(values),
+        values=_between(features, scalars),
+        tests=SparseMap(tests),
+        up=_between(features, space),
+        down=_between(space, features),
+        read=SparseMap(read),
         gradient=SparseMap(sp.vstack(slopes)),
         lifts=[SparseMap(_lift(part, element, count)) for part in input_spaces],
-        solve=_solve(space, scalars, [*products, (values, values)], weights, fixed),
+        solve=_solve(space, scalars, [*products, (tests, tests)], weights, fixed),
     )
+
+
+def _between(source: Any, target: Any) -> SparseMap:
+    """Values at the nodes or points of another space."""
+    if source == target:
+        return SparseMap(sp.identity(source.dim(), format="csr"))
+    return sparse_map(fd.interpolate(fd.TrialFunction(source), target))
 
 
 def _points(space: Any) -> Any:

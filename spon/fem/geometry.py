@@ -99,7 +99,9 @@ def build_geometry(
         graph=latent.graph(latent.length) if request.edges and hierarchy is None else None,
         hierarchy=hierarchy,
         resolvents=_resolvents(request.alphas, latent, fixed) if request.alphas else None,
-        points=_quadrature(latent, input_spaces, fixed) if request.elliptic else None,
+        points=_quadrature(request, latent, input_spaces, output_space, bcs)
+        if request.elliptic
+        else None,
     )
 
 
@@ -107,6 +109,7 @@ class _Latent:
     """The latent space, its discontinuous version, and the mean that leads back."""
 
     def __init__(self, mesh: Any, degree: int) -> None:
+        self.degree = degree
         self.space, self.broken = _continuous_and_broken(mesh, degree)
         scalar = fd.FunctionSpace(mesh, self.broken)
         constant = fd.FunctionSpace(mesh, "DG", 0)
@@ -302,8 +305,23 @@ def _resolvents(alphas: Sequence[float], latent: _Latent, fixed: NDArray[np.bool
     return build_resolvents(alphas, *latent.forms(), latent.gradient(), fixed, latent.length)
 
 
-def _quadrature(latent: _Latent, inputs: Sequence[Any], fixed: NDArray[np.bool_]) -> Points:
-    return build_points(latent.space, inputs, fixed, latent.length)
+def _quadrature(
+    request: GeometryRequest,
+    latent: _Latent,
+    inputs: Sequence[Any],
+    output: Any,
+    bcs: Sequence[Any],
+) -> Points:
+    degree = request.solutions or _default_degree(output)
+    solutions = latent if degree == latent.degree else _Latent(mesh_of(output), degree)
+    return build_points(
+        solutions.space,
+        latent.space,
+        inputs,
+        solutions.constrained(bcs),
+        latent.length,
+        _read(solutions, output),
+    )
 
 
 def _patches(latent: _Latent, count: int) -> sp.csr_matrix | None:

@@ -1,5 +1,6 @@
 """The learned part of an operator network: one family a file, none of them knows Firedrake."""
 
+from spon.processors.attention import Attention
 from spon.processors.base import (
     Field,
     Geometry,
@@ -9,6 +10,7 @@ from spon.processors.base import (
     create,
     register,
 )
+from spon.processors.deeponet import DeepONet, MultiONet
 from spon.processors.elliptic import Elliptic
 from spon.processors.graph import Graph
 from spon.processors.graph_multigrid import GraphMultigrid
@@ -19,12 +21,15 @@ from spon.processors.spectral import Spectral
 
 __all__ = [
     "MLP",
+    "Attention",
+    "DeepONet",
     "Elliptic",
     "Field",
     "Geometry",
     "GeometryRequest",
     "Graph",
     "GraphMultigrid",
+    "MultiONet",
     "Multigrid",
     "Processor",
     "Resolvent",

@@ -77,6 +77,8 @@ class GeometryRequest:
         Resolvents of the Laplacian, in units of the square of the domain's length.
     elliptic : bool
         Quadrature points, and batches of elliptic problems with coefficients given there.
+    solutions : int or None
+        Degree of the continuous space of their solutions; None chooses it from the output space.
     """
 
     nodes: bool = True
@@ -88,6 +90,7 @@ class GeometryRequest:
     levels: str = ""
     alphas: tuple[float, ...] = ()
     elliptic: bool = False
+    solutions: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON-able values."""

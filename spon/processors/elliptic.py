@@ -58,7 +58,9 @@ class Elliptic(Processor):
         Rounds of message passing before the first layer; 0 for coefficients that depend on the
         inputs at the same point alone.
     degree : int, optional
-        Degree of the latent continuous space; that of the output, but at most 2, if not given.
+        Degree of the solutions; that of the output, but at most 2, if not given. The latent fields
+        are of degree one, whatever it is. Coefficients that are known at the vertices only, and
+        jump between them, are resolved better by a higher degree than that of the output.
 
     Raises
     ------
@@ -102,7 +104,9 @@ class Elliptic(Processor):
 
     def request(self) -> GeometryRequest:
         """Nodes, quadrature points, and edges for the messages."""
-        return GeometryRequest(degree=self.degree, edges=self.rounds > 0, elliptic=True)
+        return GeometryRequest(
+            degree=1, edges=self.rounds > 0, elliptic=True, solutions=self.degree
+        )
 
     def configure(self, inputs: Sequence[Field], output: Field) -> None:
         """Create the weights."""
@@ -131,9 +135,9 @@ class Elliptic(Processor):
         raw = points.lift(xs)
         for layer in self.hidden:
             solutions, latent = layer(latent, raw, points)
-        factors = self.factors(latent).unflatten(-1, (self.solves, -1))
-        out = (solutions[..., None] * factors).sum(-2) + self.read(latent)
-        return geometry.coefficients(out)
+        factors = points.up(self.factors(latent)).unflatten(-1, (self.solves, -1))
+        solved = points.coefficients((solutions[..., None] * factors).sum(-2))
+        return solved + geometry.coefficients(self.read(latent))
 
 
 class _Layer(nn.Module):
@@ -158,7 +162,7 @@ class _Layer(nn.Module):
         self.update = pointwise(channels + solves, 2 * channels, channels)
 
     def forward(self, latent: Tensor, raw: Tensor, points: Points) -> tuple[Tensor, Tensor]:
-        """Solutions (nodes, batch, solves) and new latent fields (nodes, batch, channels)."""
+        """Solutions (unknowns, batch, solves) and new latent fields (nodes, batch, channels)."""
         law = self.law(torch.cat([points.values(latent), raw], dim=-1)) + self.linear(raw)
         law = law.unflatten(-1, (self.solves, -1))
         log, factor, reaction, source, flux = law.split([1, self.triangle, 1, 1, self.gdim], dim=-1)
@@ -169,7 +173,7 @@ class _Layer(nn.Module):
         coefficients = torch.stack([*tensor, reaction[..., 0]])
         load = points.load(source[..., 0], flux.movedim(-1, 0))
         solutions = _ORDER_ONE * points.solve(coefficients, load)
-        new = gelu(self.update(torch.cat([latent, solutions], dim=-1)))
+        new = gelu(self.update(torch.cat([latent, points.down(solutions)], dim=-1)))
         return solutions, latent + new
 
     def _tensor(self, log: Tensor, factor: Tensor) -> list[Tensor]:

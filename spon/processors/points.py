@@ -18,16 +18,25 @@ __all__ = ["EllipticSolve", "Points"]
 class Points(nn.Module):
     """Quadrature points with what leads to them and back.
 
-    Lengths are in units of the domain's length, and integrals are means over the domain.
+    Solutions have a space of their own, which may be of a higher degree than that of the latent
+    fields. Lengths are in units of the domain's length, and integrals are means over the domain.
 
     Parameters
     ----------
     weights : Tensor, shape (points,)
         Quadrature weights, sum one.
     values : SparseMap, shape (points, nodes)
-        Nodal values to values at the points.
-    gradient : SparseMap, shape (gdim * points, nodes)
-        Nodal values to partial derivatives at the points, one direction below the other.
+        Latent fields to their values at the points.
+    tests : SparseMap, shape (points, unknowns)
+        Solutions to their values at the points.
+    gradient : SparseMap, shape (gdim * points, unknowns)
+        Solutions to their partial derivatives at the points, one direction below the other.
+    up : SparseMap, shape (unknowns, nodes)
+        Latent fields to their values at the nodes of the solutions.
+    down : SparseMap, shape (nodes, unknowns)
+        Solutions to their values at the nodes of the latent fields.
+    read : SparseMap, shape (dim_out, unknowns * channels_out)
+        Values at the nodes of the solutions, channels fastest, to coefficients of the output.
     lifts : sequence of SparseMap, shapes (points * channels_i, dim_i)
         Coefficients of an input to its values at the points, channels fastest: those of the
         function itself, also where it jumps.
@@ -40,14 +49,18 @@ class Points(nn.Module):
         self,
         weights: Tensor,
         values: SparseMap,
+        tests: SparseMap,
         gradient: SparseMap,
+        up: SparseMap,
+        down: SparseMap,
+        read: SparseMap,
         lifts: Sequence[SparseMap],
         solve: EllipticSolve,
     ) -> None:
         super().__init__()
         self.register_buffer("weights", weights, persistent=False)
-        self.values, self.gradient = values, gradient
-        self._values_t, self._gradient_t = values.T, gradient.T
+        self.values, self.up, self.down, self.read = values, up, down, read
+        self._tests_t, self._gradient_t = tests.T, gradient.T
         self.lifts = nn.ModuleList(lifts)
         self.solve = solve
 
@@ -72,13 +85,27 @@ class Points(nn.Module):
 
         Returns
         -------
-        Tensor, shape (nodes, ...)
+        Tensor, shape (unknowns, ...)
             Dual.
         """
         weights = self.weights.reshape(-1, *[1] * (density.ndim - 1))
-        out: Tensor = self._values_t(density * weights)
+        out: Tensor = self._tests_t(density * weights)
         if flux is not None:
             out = out + self._gradient_t((flux * weights).flatten(0, 1))
+        return out
+
+    def coefficients(self, values: Tensor) -> Tensor:
+        """Interpolate fields in the space of the solutions into the output space.
+
+        Parameters
+        ----------
+        values : Tensor, shape (unknowns, batch, channels)
+
+        Returns
+        -------
+        Tensor, shape (dim_out, batch)
+        """
+        out: Tensor = self.read(values.transpose(1, 2).reshape(-1, values.shape[1]))
         return out
 
 
@@ -123,12 +150,12 @@ class EllipticSolve(nn.Module):
         ----------
         coefficients : Tensor, shape (terms, points, ...)
             The upper triangle of A row by row, then c.
-        load : Tensor, shape (nodes, ...)
+        load : Tensor, shape (unknowns, ...)
             Dual.
 
         Returns
         -------
-        Tensor, shape (nodes, ...)
+        Tensor, shape (unknowns, ...)
             Primal, zero at the constrained nodes; differentiable once.
 
         Raises
@@ -139,7 +166,7 @@ class EllipticSolve(nn.Module):
         if coefficients.shape[2:] != load.shape[1:]:
             raise ValueError(
                 f"Got coefficients of shape {tuple(coefficients.shape)} and loads of shape "
-                f"{tuple(load.shape)}: the axes after (terms, points) and after (nodes,) must "
+                f"{tuple(load.shape)}: the axes after (terms, points) and after (unknowns,) must "
                 "agree."
             )
         terms = coefficients.flatten(0, 1).flatten(1)

@@ -25,6 +25,7 @@ from spon.processors.base import (
     Spectrum,
     register,
 )
+from spon.processors.chebyshev import chebyshev, largest_eigenvalue
 from spon.processors.checks import check_choice, check_integer
 from spon.processors.least_squares import fit_weights
 from spon.processors.pointwise import pointwise, silent
@@ -137,10 +138,7 @@ class Spectral(Processor):
                 f"A vector basis in {gdim} dimensions groups the channels by {gdim}: make "
                 f"channels={self.channels} a multiple of {gdim}, or set basis='scalar'."
             )
-        # Weyl (1911): the eigenvalue number n of a domain of unit volume is about
-        # 4 pi^2 (n / |unit ball|)^(2/d); half as much again for the effect of the boundary.
-        ball = math.pi ** (gdim / 2) / math.gamma(gdim / 2 + 1)
-        largest = 1.5 * 4.0 * math.pi**2 * (self.modes / ball) ** (2.0 / gdim)
+        largest = largest_eigenvalue(self.modes, gdim)
         components = [field.channels for field in inputs]
         c, hidden = self.channels, 2 * self.channels
         self.lift = pointwise(sum(components) + gdim + 1, hidden, c)
@@ -325,15 +323,12 @@ class _Function(nn.Module):
         super().__init__()
         terms = 2 * polynomials if inverse else polynomials
         self.weight = nn.Parameter(scale * torch.randn(terms, inputs, outputs))
-        self.polynomials, self.inverse = polynomials, inverse
-        self.range = math.log1p(largest)
+        self.polynomials, self.inverse, self.largest = polynomials, inverse, largest
 
     def forward(self, spectrum: Spectrum) -> Tensor:
         """Values at the eigenvalues, shape (modes, inputs, outputs)."""
         eigenvalues = spectrum.eigenvalues
-        t = (2.0 * torch.log1p(eigenvalues) / self.range - 1.0).clamp(-1.0, 1.0)
-        order = torch.arange(self.polynomials, dtype=t.dtype, device=t.device)
-        terms = torch.cos(torch.arccos(t)[:, None] * order) * spectrum.window[:, None]
+        terms = chebyshev(eigenvalues, self.polynomials, self.largest) * spectrum.window[:, None]
         if self.inverse:
             decay = self._ORDER_ONE / (1.0 + eigenvalues)
             terms = torch.cat([terms, terms * decay[:, None]], dim=1)
