@@ -78,7 +78,7 @@ class DarcyFlux(Problem):
     networks: ClassVar[tuple[str, ...]] = (
         "Spectral",
         "Resolvent",
-        "Spectral, no promise",
+        "Spectral without promise",
         "FNO",
         "DeepONet",
         "message passing",

@@ -179,7 +179,7 @@ ABLATIONS = {
     network.name: network
     for network in (
         processor(
-            "Spectral, no promise",
+            "Spectral without promise",
             "spectral",
             _SPECTRAL,
             note="essential conditions only",
