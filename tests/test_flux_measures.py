@@ -183,7 +183,7 @@ def test_how_well_particles_arrive(square):
     assert found["arrival_distance"] == pytest.approx(0.2)
     assert found["travel_time"] == pytest.approx(0.5)
     lost = tracers.compare(tracers(values(U, lambda x, y: (-1.0, 0.0))), straight)
-    assert lost["tracers_out"] == 0 and np.isnan(lost["travel_time"])
+    assert lost["tracers_out"] == 0 and lost["tracers_back"] == 1 and np.isnan(lost["travel_time"])
 
 
 def below(fluxes, u, part, heights):

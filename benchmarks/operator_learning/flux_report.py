@@ -39,6 +39,7 @@ def tracer_table(record: Record, networks: list[Record]) -> str:
     columns = {
         "tracers_out": "leave by the outflow",
         "tracers_walls": "through walls and holes",
+        "tracers_back": "back through the inflow",
         "tracers_inside": "never",
         "arrival_distance": "distance at the outflow",
         "travel_time": "difference of travel times",

@@ -199,8 +199,8 @@ class Tracers:
         Returns
         -------
         dict
-            ``tracers_out``, ``tracers_walls``, ``tracers_inside``: shares of the particles that
-            leave by the outflow, through walls, or never. What is missing to one went back.
+            ``tracers_out``, ``tracers_walls``, ``tracers_back``, ``tracers_inside``: shares of the
+            particles that leave by the outflow, through walls, by the inflow, or never.
             ``arrival_distance``: mean distance of the places of arrival, ``travel_time``: mean
             difference of the times over the true one; of particles that leave by the outflow in
             both fields, NaN if none does.
@@ -214,6 +214,7 @@ class Tracers:
         return {
             "tracers_out": (found.part == out).mean(1),
             "tracers_walls": np.isin(found.part, walls).mean(1),
+            "tracers_back": (found.part == self.fluxes.inflow).mean(1),
             "tracers_inside": (found.part == INSIDE).mean(1),
             "arrival_distance": np.where(both.any(1), (distance * both).sum(1) / some, np.nan),
             "travel_time": np.where(both.any(1), (late * both).sum(1) / some, np.nan),
