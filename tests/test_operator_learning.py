@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ DARCY = Path(os.environ.get("SPON_DARCY") or ROOT.parent / "shared" / "data" / "
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from operator_learning import (  # noqa: E402
+    flux_report,
     harness,
     poisson,
     problems,
@@ -26,7 +28,7 @@ from operator_learning import (  # noqa: E402
     small_darcy,
     training,
 )
-from operator_learning.ours import OURS  # noqa: E402
+from operator_learning.ours import ABLATIONS, OURS  # noqa: E402
 from operator_learning.rivals import RIVALS, missing  # noqa: E402
 
 from spon import fem  # noqa: E402
@@ -167,7 +169,8 @@ def test_a_rival_learns(name):
 
 
 def test_every_network_has_six_settings():
-    for name, network in {**OURS, **RIVALS}.items():
+    for name, network in {**OURS, **ABLATIONS, **RIVALS}.items():
+        assert "," not in name  # the command line takes several
         settings = network.settings(Smoothing.make())
         assert len(settings) >= 6, name
         assert len({json.dumps(s, sort_keys=True) for s in settings}) == len(settings), name
@@ -218,6 +221,56 @@ def test_the_small_darcy_set_from_end_to_end(tmp_path):
     assert "32 x 32, unseen" in report.solver_table(record)
     report.picture("small_darcy", record, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_fluxes_from_end_to_end(tmp_path):
+    output = tmp_path / "result.json"
+    names = ("Spectral", "Spectral without promise", "message passing", "POD + MLP")
+    problem = problems.make("darcy_flux", quick=True)
+    plan = harness.Plan(training.Budget(0.5, 4), seeds=(0, 1), settings=1)
+    networks = [{**OURS, **ABLATIONS, **RIVALS}[name] for name in names]
+    records = harness.Records(tmp_path / "runs.jsonl")
+    found = harness.compare(problem, networks, plan, records)
+    kept, without, passing, pod = (n["summary"]["mesh"] for n in found)
+    exact = ("cell_outflow", "cell_outflow_largest", "wall_flux", "wall_trace", "imbalance")
+    for name in exact:
+        assert kept[name]["largest"] < 1e-12, name
+        assert passing[name]["least"] > 1e-3, name
+    assert pod["cell_outflow"]["mean"] < 1e-6 and pod["wall_flux"]["mean"] < 1e-12
+    assert without["wall_flux"]["mean"] == 0 and without["cell_outflow"]["mean"] > 1e-3
+    assert kept["tracers_walls"]["mean"] == 0 and kept["tracers_inside"]["mean"] == 0
+    assert kept["projected"]["mean"] == pytest.approx(kept["error"]["mean"], rel=1e-6)
+    assert without["projected"]["mean"] < without["error"]["mean"]
+    assert all(n["network"] in names and n["summary"]["runs"] == 2 for n in found)
+    assert ["shown" in r for r in found[0]["runs"]] == [True, False]
+    record = {
+        "settings": {"title": problem.title, "tests": {"mesh": 16}},
+        "results": {
+            "networks": found, "solvers": [], "floors": problem.floors(),
+            "reference": problem.reference(),
+        },
+    }  # fmt: skip
+    output.write_text(json.dumps(record, allow_nan=False))
+    tables = report.flux_tables("darcy_flux", json.loads(output.read_text()))
+    assert "| **Spectral** | " in tables and "| *finite elements* | 100.0% | 0.0% |" in tables
+    assert "at the vertices" in report.floor(record)
+    flux_report.tracer_picture(record, found, tmp_path / "tracers.png")
+    assert 10_000 < (tmp_path / "tracers.png").stat().st_size < 300_000
+
+
+def test_the_networks_of_a_problem(monkeypatch):
+    script = ROOT / "benchmarks" / "operator_learning" / "run.py"
+    spec = importlib.util.spec_from_file_location("operator_learning_run", script)
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    monkeypatch.setattr(run, "missing", lambda: ["FNO"])
+    every = [n.name for n in run.chosen(None, Smoothing.make())]
+    assert every == [name for name in {**OURS, **RIVALS} if name != "FNO"]
+    flux = run.problems.import_module("operator_learning.flux").DarcyFlux
+    chosen = [n.name for n in run.chosen(None, flux)]
+    assert chosen == [name for name in flux.networks if name != "FNO"]
+    with pytest.raises(SystemExit, match="No network is called wrong"):
+        run.chosen("Spectral,wrong", flux)
 
 
 def test_how_soon_a_network_is_as_good_as_a_rival_in_the_end():

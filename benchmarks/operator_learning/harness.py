@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from operator_learning import training
 from operator_learning.problems import Problem, Samples
@@ -47,6 +47,8 @@ class Network:
         What a reader should know of how it is used.
     sources : tuple of path
         Files whose change makes finished runs doubtful.
+    double : bool
+        Whether it can be evaluated in float64, too, for problems that ask for that.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Network:
     ours: bool = False
     note: str = ""
     sources: tuple[str, ...] = ()
+    double: bool = False
 
     @property
     def code(self) -> str:
@@ -156,7 +159,7 @@ def compare(
         ``summary``: for each test set and measure the mean over the seeds, the standard deviation
         (of a sample), the least and the largest.
     """
-    found = []
+    found, shown = [], plan.seeds[0]
     for network in networks:
         tried = [
             run(problem, network, setting, plan.tuning_seed, plan.tuning_budget, records)
@@ -167,7 +170,7 @@ def compare(
             continue
         best = min(tried, key=lambda r: math.inf if r["validation"] is None else r["validation"])
         runs = [
-            run(problem, network, best["setting"], seed, plan.budget, records)
+            run(problem, network, best["setting"], seed, plan.budget, records, seed == shown)
             for seed in plan.seeds
         ]
         found.append(
@@ -191,8 +194,11 @@ def run(
     seed: int,
     budget: Budget,
     records: Records,
+    show: bool = False,
 ) -> dict[str, Any]:
     """Train and measure one network, or take the record of the run if there is one.
+
+    With `show` what `Problem.shown` returns is part of it.
 
     Returns
     -------
@@ -234,23 +240,36 @@ def run(
         "weights": sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters()),
         "setup_seconds": setup,
         **trained,
-        "tests": _tests(problem, model) if trained["validation"] is not None else None,
         **_inference(model, problem.validation),
+        "tests": None,
     }
+    if trained["validation"] is not None:
+        double = problem.double and network.double
+        record.update(_tests(problem, model.double() if double else model, double, show))
     records.add(record)
     _print(record)
     return record
 
 
-def _tests(problem: Problem, model: nn.Module) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _tests(problem: Problem, model: nn.Module, double: bool, show: bool) -> dict[str, Any]:
+    tests: dict[str, Any] = {}
+    found: dict[str, Any] = {"tests": tests}
     for name, samples in problem.tests.items():
-        measured = problem.measures(name, predict(model, samples))
-        out[name] = {
-            what: {"mean": float(e.mean()), "largest": float(e.max())}
-            for what, e in measured.items()
-        }
-    return out
+        x = samples.x.double() if double else samples.x
+        prediction = predict(model, Samples(x, samples.y, samples.level))
+        measured = problem.measures(name, prediction)
+        tests[name] = {what: _mean_and_largest(e) for what, e in measured.items()}
+        if show and len(tests) == 1 and (shown := problem.shown(prediction)) is not None:
+            found["shown"] = shown
+    return found
+
+
+def _mean_and_largest(values: Tensor) -> dict[str, float | None]:
+    """NaN is a sample that has no such value; None are all of them."""
+    there = values[~values.isnan()]
+    if not len(there):
+        return {"mean": None, "largest": None}
+    return {"mean": float(there.mean()), "largest": float(there.max())}
 
 
 def _inference(model: nn.Module, samples: Samples, seconds: float = 0.3) -> dict[str, float]:
@@ -280,8 +299,11 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not whole:
         return out
     for test, measures in whole[0]["tests"].items():
+        means = {what: [r["tests"][test][what]["mean"] for r in whole] for what in measures}
         out[test] = {
-            what: spread([r["tests"][test][what]["mean"] for r in whole]) for what in measures
+            what: spread(there)
+            for what, values in means.items()
+            if (there := [v for v in values if v is not None])
         }
     out["validation"] = spread([r["validation"] for r in whole])
     for what in ("cpu_seconds", "epochs", "inference_ms", "single_ms", "setup_seconds"):

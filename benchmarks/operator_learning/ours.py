@@ -12,22 +12,26 @@ import spon
 from operator_learning.harness import Network, Tried, settings
 from operator_learning.problems import Level, Problem
 
-__all__ = ["OURS", "Operator", "processor"]
+__all__ = ["ABLATIONS", "OURS", "Operator", "processor"]
 
 
 class Operator(nn.Module):
     """An `OperatorNetwork` behind the interface of the comparison.
 
-    On a level other than that of training, the network is moved by `OperatorNetwork.on`.
+    On a level other than that of training, the network is moved by `OperatorNetwork.on`. Without
+    `promised` the decoder keeps the conditions of the level, not its promises.
     """
 
-    def __init__(self, problem: Problem, kind: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, problem: Problem, kind: str, options: dict[str, Any], promised: bool = True
+    ) -> None:
         super().__init__()
         level = problem.level
+        promises = level.promises if promised else {}
         self.net = spon.OperatorNetwork(
             spon.Encoder(level.V),
             spon.processors.create(kind, options),
-            spon.Decoder(level.U, bcs=level.rule),
+            spon.Decoder(level.U, bcs=level.rule, **promises),
         )
         samples = problem.train
         known = [level.coefficients(samples.x)], level.output_coefficients(samples.y)
@@ -43,7 +47,7 @@ class Operator(nn.Module):
         return level.values(self._moved[level.name](level.coefficients(x)))
 
 
-def processor(name: str, kind: str, tried: Tried, note: str = "") -> Network:
+def processor(name: str, kind: str, tried: Tried, note: str = "", promised: bool = True) -> Network:
     """An entry of the comparison.
 
     Parameters
@@ -54,13 +58,18 @@ def processor(name: str, kind: str, tried: Tried, note: str = "") -> Network:
         In the registry of processors.
     tried : sequence of (processor options, options of `training.Optimiser`)
     note : str, optional
+    promised : bool, optional
+        Whether the decoder keeps the promises of the problem, beside its conditions.
     """
 
     def build(problem: Problem, **options: Any) -> nn.Module:
-        return Operator(problem, kind, options)
+        return Operator(problem, kind, options, promised)
 
     module = inspect.getfile(type(spon.processors.create(kind, {})))
-    return Network(name, build, partial(_settings, tried), ours=True, note=note, sources=(module,))
+    return Network(
+        name, build, partial(_settings, tried), ours=True, note=note, sources=(module,),
+        double=True,
+    )  # fmt: skip
 
 
 def _settings(tried: Tried, problem: Problem) -> list[dict[str, Any]]:
@@ -162,5 +171,19 @@ OURS = {
         processor("Attention", "attention", _ATTENTION),
         processor("DeepONet (spon)", "deeponet", _DEEPONET, note="integrals in place of sensors"),
         processor("Graph", "graph", _GRAPH, note="message passing between encoder and decoder"),
+    )
+}
+
+# For problems that name them: what a part of a network is good for.
+ABLATIONS = {
+    network.name: network
+    for network in (
+        processor(
+            "Spectral without promise",
+            "spectral",
+            _SPECTRAL,
+            note="essential conditions only",
+            promised=False,
+        ),
     )
 }

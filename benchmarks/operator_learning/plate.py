@@ -45,7 +45,7 @@ from spon.fem.norms import gram
 from spon.samplers import GaussianRandomField, TwoPhase
 from spon.sparse import SparseMap
 
-__all__ = ["DarcyHoles"]
+__all__ = ["MESHES", "DarcyHoles", "coarser_meshes", "image", "vertex_means"]
 
 MESHES = Path(__file__).resolve().parents[2] / "meshes"
 _SIZES = (0.168, 0.084)  # edges of the coarser meshes; those of plate.msh are 0.042 long
@@ -112,7 +112,7 @@ class DarcyHoles(Problem):
         test, refined = self.tests["mesh"], self.tests["refined"]
         fine = refined.level
         rows = []
-        for name, mesh in [*_coarser_meshes(), ("plate.msh", self.level.mesh)]:
+        for name, mesh in [*coarser_meshes(), ("plate.msh", self.level.mesh)]:
             V, U = FunctionSpace(mesh, "DG", 0), FunctionSpace(mesh, "CG", 1)
             same = mesh is self.level.mesh
             down = None if same else _at(self.level.V, V)
@@ -147,25 +147,30 @@ def _sampler(coefficient: str, V: Any, length: float) -> Any:
 
 def _level(name: str, mesh: Any) -> Level:
     V, U = FunctionSpace(mesh, "DG", 0), FunctionSpace(mesh, "CG", 1)
-    cells = U.cell_node_list
-    count, corners = cells.shape
-    where = (cells.ravel(), np.repeat(V.cell_node_list[:, 0], corners))
-    incidence = sp.csr_matrix((np.ones(count * corners), where), shape=(U.dim(), V.dim()))
-    means = sp.diags(1.0 / np.asarray(incidence.sum(axis=1)).ravel()) @ incidence
     return Level(
         name=name,
         inputs=V.dim(),
         outputs=U.dim(),
         points=torch.from_numpy(positions(U)).float(),
-        edges=pairs(cells),
-        grid=_grid(V, positions(U)),
+        edges=pairs(U.cell_node_list),
+        grid=image(V, positions(U)),
         error=RelativeL2(U),
         mesh=mesh,
         V=V,
         U=U,
         rule=_ends,
-        to_points=SparseMap(means, torch.float32),
+        to_points=vertex_means(U, V),
     )
+
+
+def vertex_means(U: Any, V: Any) -> SparseMap:
+    """Plain means of the values in the cells (`V`) around a vertex (`U`)."""
+    cells = U.cell_node_list
+    count, corners = cells.shape
+    where = (cells.ravel(), np.repeat(V.cell_node_list[:, 0], corners))
+    incidence = sp.csr_matrix((np.ones(count * corners), where), shape=(U.dim(), V.dim()))
+    means = sp.diags(1.0 / np.asarray(incidence.sum(axis=1)).ravel()) @ incidence
+    return SparseMap(means, torch.float32)
 
 
 def _ends(U: Any) -> list[Any]:
@@ -183,7 +188,7 @@ def _finer(level: Level, train: Level) -> Level:
     return level
 
 
-def _grid(V: Any, nodes: np.ndarray) -> Grid:
+def image(V: Any, nodes: np.ndarray) -> Grid:
     """A regular image over the plate; the pressure comes back by bilinear interpolation."""
     axes = [np.linspace(0.0, end, n) for end, n in zip((2.0, 1.0), _PIXELS, strict=True)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -272,7 +277,7 @@ def _plain(
     return found, setup, spent
 
 
-def _coarser_meshes() -> list[tuple[str, Any]]:
+def coarser_meshes() -> list[tuple[str, Any]]:
     """The plate with longer edges; none where gmsh is missing."""
     sys.path.insert(0, str(MESHES))
     try:

@@ -29,6 +29,7 @@ PROBLEMS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "poisson_p2": ("poisson", "Poisson", {"degree": 2, "cells": 32}),
     "darcy_holes": ("plate", "DarcyHoles", {"coefficient": "lognormal"}),
     "darcy_holes_two_phase": ("plate", "DarcyHoles", {"coefficient": "two-phase"}),
+    "darcy_flux": ("flux", "DarcyFlux", {}),
 }
 
 
@@ -45,8 +46,8 @@ class Grid:
     start : (float, float)
     to_grid : SparseMap, shape (pixels, inputs), or None
         Input values to pixels; None where they are the same in the same order.
-    from_grid : SparseMap, shape (outputs, pixels), or None
-        Pixels to output values.
+    from_grid : SparseMap, shape (outputs, components * pixels), or None
+        Pixels, one component after the other, to output values.
     mask : Tensor, shape (pixels,), or None
         One on the domain, zero elsewhere; None where the domain fills the image.
     """
@@ -64,7 +65,7 @@ class Grid:
         return values.reshape(len(x), 1, *self.shape)
 
     def values(self, image: Tensor) -> Tensor:
-        """Images (batch, 1, *shape) as output values (batch, outputs)."""
+        """Images (batch, components, *shape) as output values (batch, outputs)."""
         flat = image.flatten(1)
         return flat if self.from_grid is None else self.from_grid.batch(flat)
 
@@ -78,13 +79,22 @@ class Level:
     name : str
     inputs, outputs : int
         Values of a sample.
-    points : Tensor, shape (outputs, 2)
+    points : Tensor, shape (points, 2)
         Where the output values belong.
     edges : Tensor, shape (2, edges), int64
         Senders and receivers among the points: those that share a cell, both ways, no loops.
     grid : Grid
     error : callable
         Prediction and target, both (batch, outputs), to relative errors (batch,).
+    components : int
+        How many values a network that works on points or pixels has at each of them.
+    from_points : SparseMap, shape (outputs, components * points), or None
+        Values at the points, one component after the other, to output values; None where they are
+        the output values.
+    sampled : SparseMap, shape (components * m, outputs), or None
+        Output values to values of each component at some m places, which tell its scale.
+    promises : dict
+        Keywords of `spon.Decoder` beside the conditions.
     mesh, V, U, rule : optional
         The mesh, the spaces of input and output, and a function from a space to its boundary
         conditions.
@@ -92,7 +102,7 @@ class Level:
         For each dof of `V` the input value that it takes; None where they are the same.
     out_of_U : Tensor, shape (outputs,), int64, or None
         For each output value its dof in `U`; dofs that no value belongs to are zero.
-    to_points : SparseMap, shape (outputs, inputs), or None
+    to_points : SparseMap, shape (points, inputs), or None
         Input values to the points, by the plain means that a user of message passing takes.
     restrict : SparseMap, shape (inputs of the training level, inputs), or None
         To the training level, for networks that are tied to it. None on that level.
@@ -106,6 +116,10 @@ class Level:
     edges: Tensor
     grid: Grid
     error: Callable[[Tensor, Tensor], Tensor]
+    components: int = 1
+    from_points: SparseMap | None = None
+    sampled: SparseMap | None = None
+    promises: dict[str, Any] = field(default_factory=dict)
     mesh: Any = None
     V: Any = None
     U: Any = None
@@ -123,6 +137,11 @@ class Level:
     def values(self, u: Tensor) -> Tensor:
         """Coefficients in U (batch, U.dim()) as output values (batch, outputs)."""
         return u if self.out_of_U is None else u[:, self.out_of_U]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values at the points (batch, components, points) as output values (batch, outputs)."""
+        flat = values.flatten(1)
+        return flat if self.from_points is None else self.from_points.batch(flat)
 
     def output_coefficients(self, y: Tensor) -> Tensor:
         """Output values (batch, outputs) as coefficients in U (batch, U.dim())."""
@@ -161,6 +180,11 @@ class Problem(ABC):
 
     Attributes
     ----------
+    title : str
+    networks : tuple of str, or None
+        Those that take part if none are asked for; None for all that suit every problem.
+    double : bool
+        Whether tests are in float64 for networks that can, because round-off is measured.
     name : str
     train, validation : Samples
         On one level. Settings are chosen by the error on `validation`.
@@ -173,6 +197,8 @@ class Problem(ABC):
     """
 
     title: ClassVar[str]
+    networks: ClassVar[tuple[str, ...] | None] = None
+    double: ClassVar[bool] = False
     name: str
     train: Samples
     validation: Samples
@@ -197,6 +223,14 @@ class Problem(ABC):
         """
         samples = self.tests[test]
         return {"error": samples.level.error(prediction.double(), samples.y.double())}
+
+    def shown(self, prediction: Tensor) -> dict[str, Any] | None:
+        """What a picture needs of the predictions for the first test set, JSON-able."""
+        return None
+
+    def reference(self) -> dict[str, Any]:
+        """What the solutions that are learned have of all that is measured or shown."""
+        return {}
 
     def floors(self) -> dict[str, Any]:
         """Errors that no network can go below, apart from what a network does wrong."""

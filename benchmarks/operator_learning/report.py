@@ -10,12 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from operator_learning import flux_report
+
 __all__ = ["NAMES", "blocks", "draw"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-NAMES = ("small_darcy", "poisson", "poisson_p2", "darcy_holes", "darcy_holes_two_phase")
+NAMES = (
+    "small_darcy",
+    "poisson",
+    "poisson_p2",
+    "darcy_holes",
+    "darcy_holes_two_phase",
+    "darcy_flux",
+)
 _MISSING = "Not measured yet: `python benchmarks/operator_learning/run.py --problem {}`."
 _NONE = 1e-6  # the solution that the others are measured against has no error of its own
 # How test sets and measures are called in a table.
@@ -53,6 +62,7 @@ def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:
     parts = [
         f"![errors and costs](images/operator_learning-{name}.png)",
         network_table(record),
+        flux_tables(name, record),
         pace(record),
         setting_table(record),
         solver_table(record),
@@ -86,6 +96,19 @@ def network_table(record: dict[str, Any]) -> str:
             f"| {s['inference_ms']:.2f} ms, {s['single_ms']:.1f} ms |"
         )
     return "\n".join(lines)
+
+
+def flux_tables(name: str, record: dict[str, Any]) -> str:
+    """What is lost and where particles go, with a picture; nothing for other problems."""
+    if not record["results"].get("reference"):
+        return ""
+    networks = sorted(record["results"]["networks"], key=_key("mesh"))
+    parts = [
+        flux_report.violation_table(record, networks),
+        flux_report.tracer_table(record, networks),
+        f"![particles in the predicted flows](images/operator_learning-{name}-tracers.png)",
+    ]
+    return "\n\n".join(parts)
 
 
 def pace(record: dict[str, Any], rival: str = "message passing") -> str:
@@ -152,6 +175,11 @@ def floor(record: dict[str, Any]) -> str:
     f = record["results"]["floors"]
     if not f:
         return ""
+    if "points" in f:
+        return (
+            "What the rivals' own values cannot represent of the true fluxes: "
+            f"{_percent(f['points'])} at the vertices, {_percent(f['pixels'])} on the image."
+        )
     text = (
         f"Floor of the space: against a reference ({f['reference']}) the best approximation is off "
         f"by {_percent(f['best_approximation'])}, the finite element solution, which the networks "
@@ -214,6 +242,10 @@ def draw() -> None:
         record = load(name)
         if record is not None and record["results"]["networks"]:
             picture(name, record, IMAGES / f"operator_learning-{name}.png")
+            if record["results"].get("reference"):
+                path = IMAGES / f"operator_learning-{name}-tracers.png"
+                networks = sorted(record["results"]["networks"], key=_key("mesh"))
+                flux_report.tracer_picture(record, networks, path)
 
 
 def picture(name: str, record: dict[str, Any], path: Path) -> None:

@@ -56,20 +56,26 @@ class Scaled(nn.Module):
     """Base of the rivals: inputs and outputs are scaled by mean and deviation over the samples."""
 
     scales: Tensor
+    output_scales: Tensor
 
     def __init__(self, samples: Samples) -> None:
         super().__init__()
-        (x, y), tiny = (samples.x, samples.y), 1e-12
-        scales = [x.mean(), x.std().clamp_min(tiny), y.mean(), y.std().clamp_min(tiny)]
-        self.register_buffer("scales", torch.stack(scales))
+        (x, y), level, tiny = (samples.x, samples.y), samples.level, 1e-12
+        # The mean of one component of a vector says nothing of another.
+        y = y if level.sampled is None else level.sampled.batch(y)
+        y = y.reshape(len(y), level.components, -1)
+        self.register_buffer("scales", torch.stack([x.mean(), x.std().clamp_min(tiny)]))
+        both = [y.mean(dim=(0, 2)), y.std(dim=(0, 2)).clamp_min(tiny)]
+        self.register_buffer("output_scales", torch.stack(both))
 
     def normal(self, x: Tensor) -> Tensor:
         """Inputs with mean zero and deviation one."""
         return (x - self.scales[0]) / self.scales[1]
 
     def physical(self, y: Tensor) -> Tensor:
-        """Outputs of a network that makes values with mean zero and deviation one."""
-        return y * self.scales[3] + self.scales[2]
+        """Outputs (batch, components, ...) of a network that makes mean zero and deviation one."""
+        mean, deviation = self.output_scales.reshape(2, -1, *[1] * (y.ndim - 2))
+        return y * deviation + mean
 
 
 # ---- FNO and TFNO ------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ def fno(
         # A grid cannot carry more modes than it has pixels.
         "n_modes": tuple(min(modes, n) for n in grid.shape),
         "in_channels": channels,
-        "out_channels": 1,
+        "out_channels": problem.level.components,
         "hidden_channels": width,
         "n_layers": layers,
         "domain_padding": padding or None,
@@ -175,7 +181,9 @@ class DeepONet(Scaled):
     def forward(self, x: Tensor, level: Level) -> Tensor:
         """(batch, inputs) to (batch, outputs)."""
         x = x if level.restrict is None else level.restrict.batch(x)
-        return self.physical(self.core((self.normal(x), level.points)))
+        out = self.core((self.normal(x), level.points))
+        values = out[:, None] if level.components == 1 else out.movedim(-1, 1)
+        return level.gather(self.physical(values))
 
 
 class _Convolutions(nn.Module):
@@ -207,11 +215,15 @@ def deeponet(
     _package("deepxde")
     networks: Any = import_module("deepxde.nn")
     level = problem.level
-    first: list[Any] = [level.inputs, *[width] * depth, basis]
+    wide = basis * level.components  # each component has products of its own
+    first: list[Any] = [level.inputs, *[width] * depth, wide]
     if branch == "convolutions":
-        first = [level.inputs, _Convolutions(level, 16, basis)]
-    trunk = [2, *[width] * depth, basis]
-    core = networks.DeepONetCartesianProd(first, trunk, "gelu", "Glorot normal")
+        first = [level.inputs, _Convolutions(level, 16, wide)]
+    trunk = [2, *[width] * depth, wide]
+    several: dict[str, Any] = {}
+    if level.components > 1:
+        several = {"num_outputs": level.components, "multi_output_strategy": "split_both"}
+    core = networks.DeepONetCartesianProd(first, trunk, "gelu", "Glorot normal", **several)
     return DeepONet(problem.train, core)
 
 
@@ -250,7 +262,7 @@ class MessagePassing(Scaled):
         self.encode = _dense([1 + 2, c, c])
         self.messages = nn.ModuleList(_dense([2 * c + 3, c, c], norm=True) for _ in range(rounds))
         self.updates = nn.ModuleList(_dense([2 * c, c, c], norm=True) for _ in range(rounds))
-        self.decode = _dense([c, c, 1])
+        self.decode = _dense([c, c, samples.level.components])
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
         """(batch, inputs) to (batch, outputs)."""
@@ -268,13 +280,13 @@ class MessagePassing(Scaled):
             if self.aggregation == "mean":
                 received = received / counts
             latent = latent + update(torch.cat([latent, received], dim=-1))
-        return self.physical(self.decode(latent)[..., 0].T)
+        return level.gather(self.physical(self.decode(latent).permute(1, 2, 0)))
 
     @staticmethod
     def _edges(level: Level) -> tuple[Tensor, Tensor]:
         senders, receivers = level.edges
         step = level.points[senders] - level.points[receivers]
-        counts = torch.bincount(receivers, minlength=level.outputs).clamp_min(1)
+        counts = torch.bincount(receivers, minlength=len(level.points)).clamp_min(1)
         return torch.cat([step, step.norm(dim=1, keepdim=True)], 1), counts[:, None, None]
 
 

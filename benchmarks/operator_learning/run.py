@@ -24,11 +24,11 @@ from common import RESULTS, write
 
 from operator_learning import problems
 from operator_learning.harness import Network, Plan, Records, compare
-from operator_learning.ours import OURS
+from operator_learning.ours import ABLATIONS, OURS
 from operator_learning.rivals import RIVALS, missing
 from operator_learning.training import Budget
 
-NETWORKS: dict[str, Network] = {**OURS, **RIVALS}
+NETWORKS: dict[str, Network] = {**OURS, **ABLATIONS, **RIVALS}
 RUNS, CACHE = RESULTS / "operator_learning", RESULTS / "cache"
 
 
@@ -53,13 +53,14 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(names: str | None) -> list[Network]:
-    """The networks that were asked for, all that can be had by default."""
+def chosen(names: str | None, problem: problems.Problem) -> list[Network]:
+    """The networks that were asked for, by default those of the problem that can be had."""
     if names is None:
-        absent = missing()
+        of_problem = problem.networks or tuple({**OURS, **RIVALS})
+        absent = [name for name in missing() if name in of_problem]
         if absent:
             print(f"left out, not installed (the extra 'benchmarks'): {', '.join(absent)}")
-        return [n for n in NETWORKS.values() if n.name not in absent]
+        return [NETWORKS[name] for name in of_problem if name not in absent]
     wanted = [name.strip() for name in names.split(",")]
     unknown = [name for name in wanted if name not in NETWORKS]
     if unknown:
@@ -87,7 +88,7 @@ def main() -> None:
         problem = problems.make(given.problem, given.quick, **extra)
     except FileNotFoundError as error:
         sys.exit(str(error))
-    networks, plan = chosen(given.networks), plan_of(given, problem)
+    networks, plan = chosen(given.networks, problem), plan_of(given, problem)
     name = f"{problem.name}{'-quick' if given.quick else ''}.jsonl"
     again = frozenset(filter(None, given.again.split(",")))
     kept = CACHE if given.quick else RUNS
@@ -96,6 +97,7 @@ def main() -> None:
         "networks": compare(problem, networks, plan, records),
         "solvers": problem.solvers(given.quick),
         "floors": problem.floors(),
+        "reference": problem.reference(),
     }
     if given.networks is not None and given.output is None:
         print("some networks only: give --output to write a JSON file, or run without --networks")
