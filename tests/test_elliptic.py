@@ -106,6 +106,28 @@ def test_without_conditions_a_singular_problem_names_the_sample():
         points.solve(coefficients, torch.ones(25, 2, dtype=torch.float64))
 
 
+def test_coefficients_that_went_astray_give_nan_in_their_own_column():
+    points = small_points()
+    coefficients = torch.ones(4, len(points), 3, dtype=torch.float64)
+    coefficients[1] = 0.0
+    load = torch.ones(25, 3, dtype=torch.float64)
+    right = points.solve(coefficients, load)
+    coefficients[0, 3, 1] = torch.nan
+    coefficients[2, 5, 2] = torch.inf
+    found = points.solve(coefficients.requires_grad_(), load)
+    assert torch.equal(found[:, 0], right[:, 0]) and bool(found[:, 1:].isnan().all())
+    found.sum().backward()
+    assert not coefficients.grad[..., 1].isfinite().all()
+
+
+def test_training_that_diverges_says_so():
+    cells, space, bc, x, y = darcy(4, 20)
+    data = spon.Dataset.from_arrays({"a": x}, {"u": y}, {"a": cells, "u": space})
+    net = network(cells, space, bc)
+    with pytest.raises(spon.TrainingDivergedError):
+        spon.fit(net, data, epochs=40, lr=1e200, schedule="constant", progress=False)
+
+
 def darcy(n, count, seed=0):
     """Logarithms of coefficients, cell by cell, and pressures under a constant source."""
     mesh = fd.UnitSquareMesh(n, n)

@@ -156,7 +156,8 @@ class EllipticSolve(nn.Module):
         Returns
         -------
         Tensor, shape (unknowns, ...)
-            Primal, zero at the constrained nodes; differentiable once.
+            Primal, zero at the constrained nodes; differentiable once. NaN where coefficients are
+            NaN or infinite.
 
         Raises
         ------
@@ -181,9 +182,15 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, entries: Tensor, loads: Tensor, problem: EllipticSolve) -> Tensor:
-        # Coefficients are positive at all points, which is all that a factorisation needs.
+        # Weights that went astray give NaN, which whoever trains knows how to treat; for an error
+        # of the factorisation they would be the caller's.
+        bad = ~entries.isfinite().all(dim=1)
+        if bad.any():
+            identity = (problem.rows == problem.columns).to(entries)
+            entries = torch.where(bad[:, None], identity, entries)
         factors = problem._lu.factor_each(entries.contiguous())
         x: Tensor = factors.solve(loads.contiguous())
+        x[bad] = torch.nan
         ctx.factors, ctx.problem = factors, problem
         ctx.save_for_backward(x)
         return x
