@@ -16,7 +16,9 @@ from spon.sparse import SparseMap
 
 __all__ = ["calibrate_together", "fit_linear_together"]
 
-_FEW = 128  # samples determine the few weights of a linear path
+# So many samples determine the few weights of a linear path; where each has many nodes, fewer do,
+# and a fit looks at so many nodes in all.
+_FEW, _LEAST, _LOOKS = 128, 16, 500_000
 _MANY = 50_000  # nodes that are looked at together
 
 
@@ -85,7 +87,9 @@ def fit_linear_together(
     if any(net.decoder.kept is not None for net in networks):
         return
     chosen = _looked_at([net.geometry for net in networks], first.processor.mergeable)
-    each = min(_FEW // len(chosen), max(len(outputs[i]) for i in chosen))
+    nodes = max(networks[i].geometry.nodes for i in chosen)
+    few = max(_LEAST, min(_FEW, _LOOKS // max(nodes, 1)))
+    each = min(max(few // len(chosen), 1), max(len(outputs[i]) for i in chosen))
     rows = {i: torch.arange(each) % len(outputs[i]) for i in chosen}
     nets = [networks[i] for i in chosen]
     place = {"device": first.device, "dtype": first.dtype}

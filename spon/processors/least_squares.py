@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fit_weights"]
+__all__ = ["Columns", "fit_weights", "one_by_one"]
+
+Columns = Callable[[Tensor], Iterator[Tensor]]
 
 # Of squares of scaled columns. Of these the largest is taken that costs little: small weights
 # train better than large ones that cancel, and more so where the map is far from linear.
@@ -19,44 +21,43 @@ _LARGEST = 600  # beyond so many weights the fit costs more than it saves
 
 def fit_weights(
     weights: Sequence[nn.Parameter],
-    apply: Callable[[Tensor], Tensor],
+    columns: Columns,
     target: Tensor,
     rows: Tensor,
     batch: int = 32,
-) -> None:
+) -> bool:
     """Set weights to their least squares values.
 
     Parameters
     ----------
     weights : sequence of Parameter
-        What `apply` depends on linearly, without a constant.
-    apply : callable
-        Takes numbers of samples, an integer Tensor of shape (n,), and returns what the weights
-        make of them, shape (dim, n).
+        What the output depends on linearly, without a constant.
+    columns : callable
+        Takes numbers of samples, an integer Tensor of shape (n,), and yields what each weight by
+        itself makes of them, shape (dim, n), entry by entry.
     target : Tensor, shape (dim, samples)
         Each sample counts relative to its own norm.
     rows : bool Tensor, shape (dim,)
         Where the output matters.
     batch : int, optional
         Samples at once.
+
+    Returns
+    -------
+    bool
+        False where the weights are too many, and stay as they are.
     """
-    entries = [(weight, index) for weight in weights for index in range(weight.numel())]
-    if len(entries) > _LARGEST:
-        return
-    count = len(entries)
+    count = sum(weight.numel() for weight in weights)
+    if count > _LARGEST:
+        return False
     gram = torch.zeros(count, count, dtype=torch.float64)
     moment = torch.zeros(count, dtype=torch.float64)
     with torch.no_grad():
         for which in torch.arange(target.shape[1]).split(batch):
             wanted = target[rows][:, which].double()
             scale = 1.0 / wanted.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-            columns = []
-            for weight, index in entries:
-                for other in weights:
-                    other.zero_()
-                weight.view(-1)[index] = 1.0
-                columns.append((apply(which)[rows].double() * scale).flatten())
-            design = torch.stack(columns)
+            found = [(column[rows].double() * scale).flatten() for column in columns(which)]
+            design = torch.stack(found)
             gram += (design @ design.T).cpu()
             moment += (design @ (wanted * scale).flatten()).cpu()
         solution = _ridge(gram, moment, float(target.shape[1]))
@@ -65,6 +66,30 @@ def fit_weights(
             part = solution[start : start + weight.numel()]
             weight.copy_(part.reshape(weight.shape).to(weight))
             start += weight.numel()
+    return True
+
+
+def one_by_one(weights: Sequence[nn.Parameter], apply: Callable[[Tensor], Tensor]) -> Columns:
+    """Columns from what all weights make of samples together, one weight after the other being one.
+
+    Parameters
+    ----------
+    weights : sequence of Parameter
+        They are changed.
+    apply : callable
+        From numbers of samples to (dim, n).
+    """
+
+    def columns(which: Tensor) -> Iterator[Tensor]:
+        for weight in weights:
+            weight.zero_()
+        for weight in weights:
+            for index in range(weight.numel()):
+                weight.view(-1)[index] = 1.0
+                yield apply(which)
+                weight.view(-1)[index] = 0.0
+
+    return columns
 
 
 def _ridge(gram: Tensor, moment: Tensor, total: float) -> Tensor:

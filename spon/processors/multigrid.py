@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 
 from spon.processors.base import Field, Geometry, GeometryRequest, Processor, register
 from spon.processors.checks import check_choice, check_integer
-from spon.processors.least_squares import fit_weights
+from spon.processors.least_squares import fit_weights, one_by_one
 from spon.processors.levels import Hierarchy, Level
 from spon.processors.pointwise import pointwise, silent
 
@@ -193,8 +193,9 @@ class Multigrid(Processor):
         def apply(which: Tensor) -> Tensor:
             return geometry.coefficients(self._affine(inputs[:, which], hierarchy))
 
-        silent(self.read)
-        fit_weights([self.load.weight], apply, y, rows)
+        weights = [self.load.weight]
+        if fit_weights(weights, one_by_one(weights, apply), y, rows):
+            silent(self.read)
 
 
 class VCycle(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -131,25 +131,32 @@ class Resolvent(Processor):
 
     def _affine(self, inputs: Tensor, resolvents: Resolvents) -> Tensor:
         """Resolvents of the inputs and of the function one, (nodes, batch, outputs)."""
+        weights = self.linear.flatten(0, 1)
+        fields = self._smoothed(inputs, resolvents)
+        return torch.stack([x @ w for x, w in zip(fields, weights, strict=True)]).sum(0)
+
+    def _smoothed(self, inputs: Tensor, resolvents: Resolvents) -> list[Tensor]:
+        """Every resolvent of the inputs and of one: with the conditions first, then without."""
         load = resolvents.mass(torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1))
-        out: Tensor | float = 0.0
-        for i in range(self.alphas):
-            constrained, free = _solve(resolvents, i, load, load)
-            out = out + constrained @ self.linear[0, i] + free @ self.linear[1, i]
-        return torch.as_tensor(out)
+        pairs = [_solve(resolvents, i, load, load) for i in range(self.alphas)]
+        return [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
 
     def fit_linear(self, xs: Sequence[Tensor], y: Tensor, geometry: Geometry, rows: Tensor) -> None:
         """Fit the affine path to samples; see `Processor.fit_linear`."""
         resolvents = geometry.resolvents
         if resolvents is None:
             raise ValueError("This geometry holds no resolvents: build it from `request()`.")
-        inputs = geometry.lift(xs)
+        inputs, outputs = geometry.lift(xs), self.linear.shape[-1]
 
-        def apply(which: Tensor) -> Tensor:
-            return geometry.coefficients(self._affine(inputs[:, which], resolvents))
+        def columns(which: Tensor) -> Iterator[Tensor]:
+            # Solved once; a weight puts one field into one component of the output.
+            for fields in self._smoothed(inputs[:, which], resolvents):
+                for field in fields.unbind(-1):
+                    for component in torch.eye(outputs).to(field):
+                        yield geometry.coefficients(field[..., None] * component)
 
-        silent(self.read)
-        fit_weights([self.linear], apply, y, rows)
+        if fit_weights([self.linear], columns, y, rows):
+            silent(self.read)
 
 
 class _Layer(nn.Module):

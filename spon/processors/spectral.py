@@ -27,7 +27,7 @@ from spon.processors.base import (
 )
 from spon.processors.chebyshev import chebyshev, largest_eigenvalue
 from spon.processors.checks import check_choice, check_integer
-from spon.processors.least_squares import fit_weights
+from spon.processors.least_squares import fit_weights, one_by_one
 from spon.processors.pointwise import pointwise, silent
 
 __all__ = ["Spectral"]
@@ -158,8 +158,9 @@ class Spectral(Processor):
         def apply(which: Tensor) -> Tensor:
             return geometry.coefficients(self.linear(inputs[:, which], basis))
 
-        silent(self.read)
-        fit_weights(list(self.linear.parameters()), apply, y, rows)
+        weights = list(self.linear.parameters())
+        if fit_weights(weights, one_by_one(weights, apply), y, rows):
+            silent(self.read)
 
     def _wants_vectors(self, output: Field) -> bool:
         fits = output.gdim > 1 and output.channels == output.gdim
