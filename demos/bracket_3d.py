@@ -2,8 +2,7 @@
 
 The angle bracket of ``meshes/bracket3d.msh`` is clamped at the wall and carries a random traction
 on the top of its base plate: a compressible neo-Hookean solid on tetrahedra, solved by Newton's
-method. The network starts from the best linear map, which it finds in closed form, and learns what
-is nonlinear; the displacement is zero at the wall by construction.
+method. The displacement that the network answers with is zero at the wall by construction.
 """
 
 import sys

@@ -130,8 +130,9 @@ class OperatorNetwork(nn.Module):
         """Fit the linear path of the processor to data in closed form, if it has one.
 
         For a network with fresh weights, which starts from there: its nonlinear part says nothing
-        at first. `spon.fit` calls this once, after `calibrate`. Decoders with promises take none
-        of it.
+        at first. Where the best linear map leaves more than a tenth of the outputs, the network
+        stays as it is. `spon.fit` calls this once, after `calibrate`. Decoders with promises take
+        none of it.
 
         Parameters
         ----------

@@ -71,7 +71,7 @@ class Elliptic(Processor):
     -----
     Solutions depend continuously on coefficients and loads, in the norms of the energy, whatever
     the mesh. Every sample has its own matrix, so that the factorisation is done again at each
-    call: in two dimensions that is quick (1.5 ms for 4,225 nodes on one core), in three it is not.
+    call: in two dimensions that is quick, in three it is not.
     """
 
     name: ClassVar[str] = "elliptic"

@@ -16,6 +16,9 @@ Columns = Callable[[Tensor], Iterator[Tensor]]
 _RIDGES = tuple(10.0**exponent for exponent in range(-10, -1))
 _COST = 1.02
 _NOTHING = 1e-5  # times the largest column: round-off, the gradient of a constant for example
+# Where the best weights leave more than this of the target, training from fresh weights ended
+# better (`demos/darcy_plate.py`, `demos/one_network_three_meshes.py` with `Spectral`).
+_WORTH = 0.1
 _LARGEST = 600  # beyond so many weights the fit costs more than it saves
 
 
@@ -45,11 +48,13 @@ def fit_weights(
     Returns
     -------
     bool
-        False where the weights are too many, and stay as they are.
+        False where the weights are too many, or the best of them leave much of the target; they
+        stay as they are then.
     """
     count = sum(weight.numel() for weight in weights)
     if count > _LARGEST:
         return False
+    before = [weight.detach().clone() for weight in weights]
     gram = torch.zeros(count, count, dtype=torch.float64)
     moment = torch.zeros(count, dtype=torch.float64)
     with torch.no_grad():
@@ -60,13 +65,12 @@ def fit_weights(
             design = torch.stack(found)
             gram += (design @ design.T).cpu()
             moment += (design @ (wanted * scale).flatten()).cpu()
-        solution = _ridge(gram, moment, float(target.shape[1]))
-        start = 0
-        for weight in weights:
-            part = solution[start : start + weight.numel()]
+        solution, misfit = _ridge(gram, moment, float(target.shape[1]))
+        worth = misfit <= _WORTH * target.shape[1] ** 0.5
+        parts = solution.split([weight.numel() for weight in weights]) if worth else before
+        for weight, part in zip(weights, parts, strict=True):
             weight.copy_(part.reshape(weight.shape).to(weight))
-            start += weight.numel()
-    return True
+    return worth
 
 
 def one_by_one(weights: Sequence[nn.Parameter], apply: Callable[[Tensor], Tensor]) -> Columns:
@@ -92,7 +96,7 @@ def one_by_one(weights: Sequence[nn.Parameter], apply: Callable[[Tensor], Tensor
     return columns
 
 
-def _ridge(gram: Tensor, moment: Tensor, total: float) -> Tensor:
+def _ridge(gram: Tensor, moment: Tensor, total: float) -> tuple[Tensor, float]:
     """Solve the normal equations of scaled columns; columns of nothing get no weight.
 
     Parameters
@@ -101,6 +105,12 @@ def _ridge(gram: Tensor, moment: Tensor, total: float) -> Tensor:
     moment : Tensor, shape (count,)
     total : float
         Square of the norm of the target.
+
+    Returns
+    -------
+    Tensor, shape (count,)
+    float
+        Norm of what they leave.
     """
     size = gram.diagonal().sqrt()
     used = size > _NOTHING * size.max()
@@ -117,4 +127,5 @@ def _ridge(gram: Tensor, moment: Tensor, total: float) -> Tensor:
         # Round-off of the difference of large numbers.
         misfits.append(max(square, 1e-14 * total) ** 0.5)
     allowed = _COST * min(misfits)
-    return solutions[max(i for i, misfit in enumerate(misfits) if misfit <= allowed)]
+    chosen = max(i for i, misfit in enumerate(misfits) if misfit <= allowed)
+    return solutions[chosen], misfits[chosen]
