@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spon.fem.elements import shaped
 from spon.fem.factor import SparseLU
+from spon.fem.lifting import lifted
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of
 from spon.processors.points import EllipticSolve, Points
@@ -66,6 +67,11 @@ def build_points(
     tests = sparse_map(fd.interpolate(u, scalars)).to_scipy()
     slopes = [sparse_map(fd.interpolate(fd.grad(u)[i], scalars)).to_scipy() for i in range(gdim)]
     slopes = [sp.csr_matrix(length * slope) for slope in slopes]
+
+    def at_points(part: Any) -> sp.csr_matrix:
+        target = fd.FunctionSpace(mesh, shaped(element, part.value_shape))
+        return sparse_map(fd.interpolate(fd.TrialFunction(part), target)).to_scipy()
+
     products = [(slopes[i], slopes[j]) for i in range(gdim) for j in range(i, gdim)]
     return Points(
         weights=torch.from_numpy(weights),
@@ -75,7 +81,7 @@ def build_points(
         down=_between(space, features),
         read=SparseMap(read),
         gradient=SparseMap(sp.vstack(slopes)),
-        lifts=[SparseMap(_lift(part, element, count)) for part in input_spaces],
+        lifts=[SparseMap(lifted(given, count, at_points)) for given in input_spaces],
         solve=_solve(space, scalars, [*products, (tests, tests)], weights, fixed),
     )
 
@@ -103,24 +109,6 @@ def _points(space: Any) -> Any:
 
 def _measure(element: Any) -> Any:
     return fd.dx(degree=element.degree()) if element.family() == "Quadrature" else fd.dx
-
-
-def _lift(space: Any, element: Any, count: int) -> sp.csr_matrix:
-    """Coefficients to values at the points, (points * channels, dim), channels fastest."""
-    if len(space) == 1:
-        shape = space.value_shape
-        if space.ufl_element().family() == "Real":
-            return sp.kron(np.ones((count, 1)), sp.identity(int(np.prod(shape))), format="csr")
-        target = fd.FunctionSpace(mesh_of(space), shaped(element, shape))
-        return sparse_map(fd.interpolate(fd.TrialFunction(space), target)).to_scipy()
-    blocks = [_lift(part, element, count) for part in space.subspaces]
-    starts = np.cumsum([0, *[block.shape[0] for block in blocks]])
-    order = [
-        start + np.arange(block.shape[0]).reshape(count, -1)
-        for start, block in zip(starts, blocks, strict=False)
-    ]
-    rows = np.concatenate(order, axis=1).ravel()
-    return sp.csr_matrix(sp.block_diag(blocks, format="csr")[rows])
 
 
 def _solve(

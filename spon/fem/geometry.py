@@ -26,6 +26,7 @@ from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
 from spon.fem.graphs import cell_graph
 from spon.fem.hierarchy import build_hierarchy
+from spon.fem.lifting import interleaved, lifted
 from spon.fem.maps import sparse_map
 from spon.fem.resolvents import build_resolvents
 from spon.fem.spaces import mesh_of, require_serial
@@ -184,16 +185,11 @@ class _Latent:
 
 def _lift(latent: _Latent, space: Any) -> sp.csr_matrix:
     """Coefficients in a space to nodal values, (nodes * channels, dim), channels fastest."""
-    if len(space) == 1:
-        if space.ufl_element().family() == "Real":
-            return _constants(latent, space)
-        return latent.lift(fd.TrialFunction(space), space.value_shape)
-    blocks = [_lift(latent, part) for part in space.subspaces]
-    nodes = len(latent.weights)
-    stacked = sp.block_diag(blocks, format="csr")
-    # Blocks follow each other; the channels of one node shall.
-    order = np.concatenate([_rows(blocks, i, nodes) for i in range(len(blocks))], axis=1)
-    return sp.csr_matrix(stacked[order.ravel()])
+
+    def values(part: Any) -> sp.csr_matrix:
+        return latent.lift(fd.TrialFunction(part), part.value_shape)
+
+    return lifted(space, len(latent.weights), values)
 
 
 def _read(latent: _Latent, space: Any) -> sp.csr_matrix:
@@ -207,22 +203,8 @@ def _read(latent: _Latent, space: Any) -> sp.csr_matrix:
         )
         return _pruned(sparse_map(fd.interpolate(fd.TrialFunction(source), space)).to_scipy())
     blocks = [_read(latent, part) for part in space.subspaces]
-    nodes = len(latent.weights)
-    stacked = sp.block_diag(blocks, format="csr")
-    columns = [block.T for block in blocks]
-    order = np.concatenate([_rows(columns, i, nodes) for i in range(len(blocks))], axis=1)
-    return sp.csr_matrix(stacked[:, order.ravel()])
-
-
-def _rows(blocks: Sequence[Any], index: int, nodes: int) -> NDArray[np.int64]:
-    """Rows of one block in the block-diagonal matrix, (nodes, channels of the block)."""
-    start = sum(block.shape[0] for block in blocks[:index])
-    return start + np.arange(blocks[index].shape[0]).reshape(nodes, -1)
-
-
-def _constants(latent: _Latent, space: Any) -> sp.csr_matrix:
-    ones = sp.csr_matrix(np.ones((len(latent.weights), 1)))
-    return sp.kron(ones, sp.identity(int(np.prod(space.value_shape))), format="csr")
+    columns = interleaved([block.shape[1] for block in blocks], len(latent.weights))
+    return sp.csr_matrix(sp.block_diag(blocks, format="csr")[:, columns])
 
 
 def _basis(

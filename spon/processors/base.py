@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spon.processors.levels import Graph, Hierarchy, Resolvents
-from spon.processors.points import Points
+from spon.processors.points import Points, lift, read
 from spon.sparse import SparseMap
 
 __all__ = [
@@ -267,11 +267,7 @@ class Geometry(nn.Module):
         """
         if len(xs) != len(self.lifts):
             raise ValueError(f"Got {len(xs)} inputs for a geometry of {len(self.lifts)}.")
-        values = [
-            lift(x).reshape(self.nodes, -1, x.shape[1])
-            for lift, x in zip(self.lifts, xs, strict=True)
-        ]
-        return torch.cat(values, dim=1).transpose(1, 2).contiguous()
+        return lift(self.lifts, xs, self.nodes)
 
     def coefficients(self, values: Tensor) -> Tensor:
         """Interpolate nodal values into the output space.
@@ -284,8 +280,7 @@ class Geometry(nn.Module):
         -------
         Tensor, shape (dim, batch)
         """
-        batch = values.shape[1]
-        return self.read(values.transpose(1, 2).reshape(-1, batch))
+        return read(self.read, values)
 
     def features(self) -> Tensor:
         """What is known of each node without looking at an input.

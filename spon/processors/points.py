@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,32 @@ from torch.autograd.function import once_differentiable
 from spon.copying import deepcopy_sharing
 from spon.sparse import SparseMap
 
-__all__ = ["EllipticSolve", "Points"]
+__all__ = ["EllipticSolve", "Points", "lift", "read"]
+
+
+def lift(maps: Iterable[nn.Module], xs: Sequence[Tensor], count: int) -> Tensor:
+    """Coefficients of all inputs to values at nodes or points.
+
+    Parameters
+    ----------
+    maps : iterable of SparseMap, shapes (count * channels_i, dim_i)
+        Channels fastest.
+    xs : sequence of Tensor, shapes (dim_i, batch)
+    count : int
+
+    Returns
+    -------
+    Tensor, shape (count, batch, channels of all inputs)
+    """
+    pairs = zip(maps, xs, strict=True)
+    values = [values(x).reshape(count, -1, x.shape[1]) for values, x in pairs]
+    return torch.cat(values, dim=1).transpose(1, 2).contiguous()
+
+
+def read(map_: SparseMap, values: Tensor) -> Tensor:
+    """Values (nodes, batch, channels) to coefficients (dim, batch); channels are fastest there."""
+    out: Tensor = map_(values.transpose(1, 2).reshape(-1, values.shape[1]))
+    return out
 
 
 class Points(nn.Module):
@@ -69,11 +94,7 @@ class Points(nn.Module):
 
     def lift(self, xs: Sequence[Tensor]) -> Tensor:
         """Values of the inputs at the points, (dim_i, batch) to (points, batch, channels)."""
-        values = [
-            lift(x).reshape(len(self), -1, x.shape[1])
-            for lift, x in zip(self.lifts, xs, strict=True)
-        ]
-        return torch.cat(values, dim=1).transpose(1, 2).contiguous()
+        return lift(self.lifts, xs, len(self))
 
     def load(self, density: Tensor, flux: Tensor | None = None) -> Tensor:
         """Integrals of a density against test functions, and of a flux against their gradients.
@@ -105,8 +126,7 @@ class Points(nn.Module):
         -------
         Tensor, shape (dim_out, batch)
         """
-        out: Tensor = self.read(values.transpose(1, 2).reshape(-1, values.shape[1]))
-        return out
+        return read(self.read, values)
 
 
 class EllipticSolve(nn.Module):
