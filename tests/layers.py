@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import firedrake as fd
 import numpy as np
+import pytest
 import torch
 
 import spon
@@ -31,7 +32,11 @@ def random_network(
 
 
 def processed(net: Any, f: Any) -> Any:
-    """What the processor makes of a function, before the decoder sets the boundary values."""
+    """What the processor makes of a function, before the decoder sets the boundary values.
+
+    Random weights do not give these values, and the layer of cells where they are put right would
+    be all that a norm sees.
+    """
     with torch.no_grad():
         y = net.processor([column(f)], net.geometry)
     u = fd.Function(net.decoder.space)
@@ -51,11 +56,53 @@ def smooth(space: Any) -> Any:
     return fd.Function(space).interpolate(fd.sin(3 * x) * fd.exp(y))
 
 
-def graded_meshes() -> Iterator[tuple[Any, Any]]:
-    """Unit squares, and beside each one with half the mesh size in one half."""
-    for n in (8, 16, 32):
+def graded_changes(network: Any, sizes: Sequence[int] = (8, 16, 32)) -> list[float]:
+    """How far outputs differ on unit squares with half the mesh size in one half of them.
+
+    `network` makes one from a space and conditions on it.
+    """
+    changes = []
+    for n in sizes:
         x = np.concatenate([np.linspace(0, 0.5, n // 2 + 1), np.linspace(0.5, 1, n + 1)[1:]])
-        yield fd.UnitSquareMesh(n, n), fd.TensorRectangleMesh(x, x)
+        even, local = fd.UnitSquareMesh(n, n), fd.TensorRectangleMesh(x, x)
+        space = fd.FunctionSpace(even, "CG", 1)
+        net = network(space, fd.DirichletBC(space, 0.0, 1))
+        u = processed(net.on(local), smooth(fd.FunctionSpace(local, "CG", 1)))
+        changes.append(relative(processed(net, smooth(space)), u))
+    return changes
+
+
+def rough_sizes(network: Any) -> list[float]:
+    """What noise in each cell makes of the output, on finer and finer meshes."""
+    sizes = []
+    for n in (16, 32, 64):
+        mesh = fd.UnitSquareMesh(n, n)
+        space, cells = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
+        net = network(space, fd.DirichletBC(space, 0.0, 1), source=cells)
+        noise = fd.Function(cells)
+        noise.dat.data[:] = np.random.default_rng(n).standard_normal(cells.dim())
+        sizes.append(fd.norm(processed(net, noise) - processed(net, fd.Function(cells))))
+    return sizes
+
+
+def check_file_and_mesh(network: Any, path: Any) -> None:
+    """A file gives the same network back, it moves and changes precision, and refuses loads."""
+    mesh = fd.UnitSquareMesh(5, 5)
+    space = fd.FunctionSpace(mesh, "CG", 1)
+    net = network(space, fd.DirichletBC(space, 0.0, 1))
+    net.save(path)
+    again = spon.load(path, mesh)
+    x = torch.randn(3, space.dim(), dtype=torch.float64)
+    assert torch.equal(again(x), net(x))
+    assert again.processor.config() == net.processor.config()
+    y, moved = torch.randn(2, 49), net.on(fd.UnitSquareMesh(6, 6))
+    double = moved(y.double())
+    single = moved.to(torch.float32)(y)
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), double, rtol=1e-4, atol=1e-5)
+    load = fd.assemble(fd.TestFunction(space) * fd.dx)
+    with pytest.raises(TypeError, match="not loads or residuals"):
+        again(load)
 
 
 def trained_error(processor: Any, rate: float, steps: int, n: int = 12) -> float:

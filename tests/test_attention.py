@@ -6,9 +6,18 @@ import firedrake as fd
 import numpy as np
 import pytest
 import torch
-from layers import column, graded_meshes, processed, random_network, relative, smooth, trained_error
+from layers import (
+    check_file_and_mesh,
+    column,
+    graded_changes,
+    processed,
+    random_network,
+    relative,
+    rough_sizes,
+    smooth,
+    trained_error,
+)
 
-import spon
 from spon.processors import Attention
 from spon.processors.attention import _Layer
 
@@ -31,25 +40,14 @@ def test_refinement_halves_the_change_of_the_output(degree):
 
 
 def test_a_locally_refined_mesh_gives_the_same_output():
-    changes = []
-    for even, local in graded_meshes():
-        space = fd.FunctionSpace(even, "CG", 1)
-        net = network(space, fd.DirichletBC(space, 0.0, 1))
-        u = processed(net.on(local), smooth(fd.FunctionSpace(local, "CG", 1)))
-        changes.append(relative(processed(net, smooth(space)), u))
+    changes = graded_changes(network)
     assert changes[-1] < 0.05
     assert changes[-1] < 0.4 * changes[0]
 
 
 def test_rough_inputs_give_bounded_outputs():
-    sizes = []
-    for n in (16, 32, 64):
-        mesh = fd.UnitSquareMesh(n, n)
-        space, cells = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
-        net = network(space, fd.DirichletBC(space, 0.0, 1), source=cells)
-        noise = fd.Function(cells)
-        noise.dat.data[:] = np.random.default_rng(n).standard_normal(cells.dim())
-        sizes.append(fd.norm(processed(net, noise) - processed(net, fd.Function(cells))))
+    sizes = rough_sizes(network)
+    # Means of more and more independent values: they do not grow.
     assert max(sizes) < 1.5 * sizes[0]
 
 
@@ -133,22 +131,7 @@ def test_training_learns_the_poisson_equation():
 
 
 def test_a_file_and_another_mesh_keep_the_network(tmp_path):
-    mesh = fd.UnitSquareMesh(5, 5)
-    space = fd.FunctionSpace(mesh, "CG", 1)
-    net = network(space, fd.DirichletBC(space, 0.0, 1))
-    net.save(tmp_path / "net.spon")
-    again = spon.load(tmp_path / "net.spon", mesh)
-    x = torch.randn(3, space.dim(), dtype=torch.float64)
-    assert torch.equal(again(x), net(x))
-    assert again.processor.config() == net.processor.config()
-    y, moved = torch.randn(2, 49), net.on(fd.UnitSquareMesh(6, 6))
-    double = moved(y.double())
-    single = moved.to(torch.float32)(y)
-    assert single.dtype == torch.float32
-    assert torch.allclose(single.double(), double, rtol=1e-4, atol=1e-5)
-    load = fd.assemble(fd.TestFunction(space) * fd.dx)
-    with pytest.raises(TypeError, match="not loads or residuals"):
-        again(load)
+    check_file_and_mesh(network, tmp_path / "net.spon")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import firedrake as fd
 import numpy as np
 import pytest
 import torch
-from test_multigrid import processed, relative, smooth, white_noise
+from layers import graded_changes, processed, relative, smooth
+from test_multigrid import white_noise
 
 import spon
 from spon.fem.geometry import build_geometry
@@ -125,16 +126,7 @@ def test_refinement_halves_the_change_of_the_output(coarse, degree):
 
 
 def test_a_locally_refined_mesh_gives_the_same_output():
-    changes = []
-    for n in (12, 24, 48):
-        even = fd.UnitSquareMesh(n, n)
-        # Half the mesh size in one half of the square.
-        x = np.concatenate([np.linspace(0, 0.5, n // 2 + 1), np.linspace(0.5, 1, n + 1)[1:]])
-        local = fd.TensorRectangleMesh(x, x)
-        space = fd.FunctionSpace(even, "CG", 1)
-        net = random_network(space, fd.DirichletBC(space, 0.0, 1))
-        u = processed(net.on(local), smooth(fd.FunctionSpace(local, "CG", 1)))
-        changes.append(relative(processed(net, smooth(space)), u))
+    changes = graded_changes(random_network, (12, 24, 48))
     assert changes[-1] < 0.03
     assert changes[-1] < 0.4 * changes[0]
 

@@ -3,18 +3,23 @@
 import itertools
 
 import firedrake as fd
+import layers
 import numpy as np
 import pytest
 import torch
+from layers import (
+    check_file_and_mesh,
+    column,
+    graded_changes,
+    processed,
+    relative,
+    rough_sizes,
+    smooth,
+)
 
-import spon
 from spon.fem.geometry import build_geometry
 from spon.fem.resolvents import FactorMap
 from spon.processors import GeometryRequest, Resolvent
-
-
-def column(function):
-    return torch.from_numpy(function.dat.data_ro.reshape(-1, 1).copy())
 
 
 def resolvents_of(space, alphas, bcs=()):
@@ -84,33 +89,8 @@ def test_resolvents_and_their_gradients_are_bounded():
 
 
 def random_network(space, bcs=(), source=None, **options):
-    torch.manual_seed(0)
     processor = Resolvent(**{"channels": 6, "layers": 2, "alphas": 4, "width": 2, **options})
-    encoder = spon.Encoder(space if source is None else source)
-    net = spon.OperatorNetwork(encoder, processor, spon.Decoder(space, bcs), torch.float64)
-    with torch.no_grad():
-        for weight in processor.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    return net
-
-
-def processed(net, f):
-    """What the processor makes of a function, before the decoder sets the boundary values."""
-    with torch.no_grad():
-        y = net.processor([column(f)], net.geometry)
-    u = fd.Function(net.decoder.space)
-    u.dat.data[:] = y.numpy().reshape(u.dat.data_ro.shape)
-    return u
-
-
-def relative(u, v):
-    w = fd.Function(v.function_space()).interpolate(u)
-    return fd.norm(v - w) / fd.norm(v)
-
-
-def smooth(space):
-    x, y = fd.SpatialCoordinate(space.mesh())
-    return fd.Function(space).interpolate(fd.sin(3 * x) * fd.exp(y))
+    return layers.random_network(processor, space, bcs, source)
 
 
 @pytest.mark.parametrize("degree", [1, 2])
@@ -126,45 +106,19 @@ def test_refinement_halves_the_change_of_the_output(degree):
 
 
 def test_a_locally_refined_mesh_gives_the_same_output():
-    changes = []
-    for n in (8, 16, 32):
-        x = np.concatenate([np.linspace(0, 0.5, n // 2 + 1), np.linspace(0.5, 1, n + 1)[1:]])
-        even, local = fd.UnitSquareMesh(n, n), fd.TensorRectangleMesh(x, x)
-        space = fd.FunctionSpace(even, "CG", 1)
-        net = random_network(space, fd.DirichletBC(space, 0.0, 1))
-        u = processed(net.on(local), smooth(fd.FunctionSpace(local, "CG", 1)))
-        changes.append(relative(processed(net, smooth(space)), u))
+    changes = graded_changes(random_network)
     assert changes[-1] < 0.05
     assert changes[-1] < 0.4 * changes[0]
 
 
 def test_rough_inputs_give_bounded_outputs():
-    sizes = []
-    for n in (16, 32, 64):
-        mesh = fd.UnitSquareMesh(n, n)
-        space, cells = fd.FunctionSpace(mesh, "CG", 1), fd.FunctionSpace(mesh, "DG", 0)
-        net = random_network(space, fd.DirichletBC(space, 0.0, 1), source=cells)
-        noise = fd.Function(cells)
-        noise.dat.data[:] = np.random.default_rng(n).standard_normal(cells.dim())
-        zero = processed(net, fd.Function(cells))
-        sizes.append(fd.norm(processed(net, noise) - zero))
-    # Means of more and more independent values: they fall.
+    sizes = rough_sizes(random_network)
+    # Means of more and more independent values: they do not grow.
     assert max(sizes) < 1.2 * sizes[0]
 
 
 def test_a_file_and_another_mesh_keep_the_network(tmp_path):
-    mesh = fd.UnitSquareMesh(4, 4)
-    space = fd.FunctionSpace(mesh, "CG", 1)
-    net = random_network(space, fd.DirichletBC(space, 0.0, 1))
-    net.save(tmp_path / "net.spon")
-    again = spon.load(tmp_path / "net.spon", mesh)
-    x = torch.randn(3, space.dim(), dtype=torch.float64)
-    assert torch.equal(again(x), net(x))
-    single = net.on(fd.UnitSquareMesh(6, 6)).to(torch.float32)
-    assert single(torch.randn(2, 49)).dtype == torch.float32
-    load = fd.assemble(fd.TestFunction(space) * fd.dx)
-    with pytest.raises(TypeError, match="not loads or residuals"):
-        again(load)
+    check_file_and_mesh(random_network, tmp_path / "net.spon")
 
 
 @pytest.mark.parametrize(
