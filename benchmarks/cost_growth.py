@@ -29,7 +29,15 @@ from firedrake import DirichletBC, FunctionSpace, MeshHierarchy
 
 import spon
 
-PROCESSORS = ("spectral", "resolvent", "multigrid", "graph", "graph_multigrid", "attention")
+PROCESSORS = (
+    "spectral",
+    "resolvent",
+    "multigrid",
+    "graph",
+    "graph_multigrid",
+    "attention",
+    "elliptic",  # factorises for each sample: more than linear, and shown for that
+)
 REFINEMENTS = (1, 2, 3, 4, 5)
 BATCH, COLUMNS = 2, 48
 MESH = Path(__file__).parent.parent / "meshes" / "cook.msh"

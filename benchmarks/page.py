@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from operator_learning import report
+from operator_learning import cost_report, report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -431,6 +431,7 @@ BLOCKS = {
     "identification-table": identification_table,
     "merged-table": merged_table,
     **report.blocks(where),
+    **cost_report.blocks(where),
     "processor-table": processor_table,
 }
 
@@ -489,6 +490,7 @@ def main():
     if "--check" not in sys.argv:
         draw_curves()
         report.draw()
+        cost_report.draw()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         old = path.read_text()
         new = filled(old)

@@ -20,6 +20,8 @@ DARCY = Path(os.environ.get("SPON_DARCY") or ROOT.parent / "shared" / "data" / "
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from operator_learning import (  # noqa: E402
+    accuracy_cost,
+    cost_report,
     flux_report,
     harness,
     poisson,
@@ -220,6 +222,75 @@ def test_the_small_darcy_set_from_end_to_end(tmp_path):
     assert "**Spectral** | 2 |" in report.setting_table(record)
     assert "32 x 32, unseen" in report.solver_table(record)
     report.picture("small_darcy", record, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["poisson", "darcy_holes"])
+def test_a_problem_from_end_to_end(name, tmp_path):
+    output = tmp_path / "result.json"
+    run = command("--problem", name, "--quick", "--networks", "POD + MLP", "--settings", "1",
+                  "--cache", tmp_path, "--output", output)  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    record = json.loads(output.read_text())
+    (network,) = record["results"]["networks"]
+    assert 0.01 < network["summary"]["validation"]["mean"] < 2
+    (tuned,) = network["tried"]
+    assert tuned["cpu_seconds"] > 0
+    floors = record["results"]["floors"]
+    assert 0 < floors["best_approximation"] < floors["finite_elements"] < 0.1
+    text = report.network_table(record) + report.floor(record) + report.paces(record)
+    assert "POD + MLP" in text and report.notes(record).startswith("POD + MLP: ")
+
+
+def test_settings_are_chosen_without_the_test_samples(tmp_path):
+    problem = Smoothing.make()
+    network = RIVALS["POD + MLP"]
+    plan = harness.Plan(training.Budget(60.0, 2), seeds=(0,), settings=2)
+    records = harness.Records(tmp_path / "runs.jsonl")
+    harness.compare(problem, [network], plan, records)
+    tests = [json.loads(x)["tests"] for x in records.path.read_text().splitlines()]
+    assert tests[:2] == [None, None] and tests[2] is not None
+
+
+def test_the_set_up_is_part_of_the_budget():
+    problem = Smoothing.make()
+    model = RIVALS["message passing"].build(problem, channels=8, rounds=1)
+    data = (problem.train, problem.validation, training.Optimiser())
+    found = training.train(model, *data, training.Budget(10.0, 10**6), 0, setup=9.9)
+    assert found["curve"][0][0] == 9.9 and 10.0 <= found["cpu_seconds"] < 10.5
+
+
+def test_a_linear_pod_starts_from_least_squares():
+    problem = Smoothing.make()  # a linear map, of six or fewer modes
+    model = RIVALS["POD + MLP"].build(problem, inputs=40, outputs=40, width=0, depth=0)
+    found = training.predict(model, problem.validation)
+    assert float(relative(found, problem.validation.y).max()) < 1e-3
+
+
+def test_accuracy_against_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(accuracy_cost, "RESULTS", tmp_path)
+    degrees = accuracy_cost.degrees(True, 0.1, 1)
+    for space in degrees:
+        (solver,) = space["solvers"]
+        assert solver["dofs"] == 81 and 0.01 < solver["error"] < 0.3
+        for n in space["networks"]:
+            measured = n["runs"][0]["tests"]["unseen"]
+            # What a network is off by is not far from the error in its space and its own.
+            whole, own = (measured[k]["mean"] for k in ("against_reference", "error"))
+            assert abs(whole - own) < 2 * solver["error"] * (1 + own)
+    assert degrees[1]["solvers"][0]["error"] < degrees[0]["solvers"][0]["error"]
+    settings = {json.dumps([n["setting"] for n in s["networks"]]) for s in degrees}
+    assert len(settings) == 1
+    record = {
+        "settings": {"seconds": 0.1, "budgets": [0.1], "seeds": 1},
+        "results": {"degrees": degrees, "levels": [
+            {"network": "Graph", "pair": "messages", "seconds": 0.1, "dofs": 81,
+             "runs": [{**degrees[0]["networks"][0]["runs"][0], "tests": {"mesh": {"error": {
+                 "mean": 0.25}}}}]},
+        ]},
+    }  # fmt: skip
+    assert "| Graph | 5,011 | 25.00% |" in cost_report._accuracy(record)
+    cost_report._accuracy_picture(record, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 

@@ -162,7 +162,9 @@ def compare(
     found, shown = [], plan.seeds[0]
     for network in networks:
         tried = [
-            run(problem, network, setting, plan.tuning_seed, plan.tuning_budget, records)
+            run(
+                problem, network, setting, plan.tuning_seed, plan.tuning_budget, records, test=False
+            )
             for setting in network.settings(problem)[: plan.settings]
         ]
         if all(r["validation"] is None for r in tried):
@@ -195,10 +197,12 @@ def run(
     budget: Budget,
     records: Records,
     show: bool = False,
+    test: bool = True,
 ) -> dict[str, Any]:
     """Train and measure one network, or take the record of the run if there is one.
 
-    With `show` what `Problem.shown` returns is part of it.
+    With `show` what `Problem.shown` returns is part of it; without `test` the test samples are left
+    alone, as befits runs that choose a setting.
 
     Returns
     -------
@@ -206,7 +210,8 @@ def run(
         The arguments that tell one run from another, ``weights``, ``setup_seconds``, what
         `training.train` returns, ``tests`` (mean and worst error of each measure of each test
         set), ``inference_ms`` a sample in a batch and ``single_ms`` for one alone, both with
-        encoding, on the training level. Errors are None where the training diverged.
+        encoding, on the training level. Errors are None where the training diverged, ``tests``
+        also without `test`.
     """
     identity = {
         "problem": problem.name,
@@ -232,7 +237,7 @@ def run(
     model = network.build(problem, **setting["model"])
     setup = time.process_time() - start
     optimiser = Optimiser(**setting["training"])
-    trained = train(model, problem.train, problem.validation, optimiser, budget, seed)
+    trained = train(model, problem.train, problem.validation, optimiser, budget, seed, setup)
     record = {
         "key": key,
         **identity,
@@ -243,7 +248,7 @@ def run(
         **_inference(model, problem.validation),
         "tests": None,
     }
-    if trained["validation"] is not None:
+    if test and trained["validation"] is not None:
         double = problem.double and network.double
         record.update(_tests(problem, model.double() if double else model, double, show))
     records.add(record)
@@ -325,7 +330,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("setting", "validation", "weights", "cpu_seconds", "epochs", "memory_mb")
+    keys = ("setting", "validation", "weights", "cpu_seconds", "epochs", "memory_mb", "code")
     return {k: record[k] for k in keys}
 
 

@@ -50,7 +50,7 @@ __all__ = ["MESHES", "DarcyHoles", "coarser_meshes", "image", "vertex_means"]
 MESHES = Path(__file__).resolve().parents[2] / "meshes"
 _SIZES = (0.168, 0.084)  # edges of the coarser meshes; those of plate.msh are 0.042 long
 _FEW = 16  # samples that the slow solver gets; its time is scaled to all of them
-_PIXELS = (81, 41)
+_PIXELS = (61, 31)  # about as many as the mesh has nodes
 
 
 @dataclass

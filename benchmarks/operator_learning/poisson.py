@@ -51,7 +51,7 @@ class Poisson(Problem):
     """
 
     title: ClassVar[str] = "Poisson's equation, random sources"
-    reference: Tensor = field(default_factory=lambda: torch.empty(0))
+    reference_values: Tensor = field(default_factory=lambda: torch.empty(0))
     fine: Any = None
 
     @classmethod
@@ -81,14 +81,14 @@ class Poisson(Problem):
             seconds=300.0,
             epochs=300,
             about=about,
-            reference=_solver(fine, level.V)(sources[2]),
+            reference_values=_solver(fine, level.V)(sources[2]),
             fine=fine,
         )
 
     def measures(self, test: str, prediction: Tensor) -> dict[str, Tensor]:
         """Against the finite element solution, and against the reference."""
         up = fem.interpolation_map(self.level.U, self.fine)
-        whole = RelativeL2(self.fine)(up.batch(prediction.double()), self.reference)
+        whole = RelativeL2(self.fine)(up.batch(prediction.double()), self.reference_values)
         return {**super().measures(test, prediction), "against_reference": whole}
 
     def floors(self) -> dict[str, Any]:
@@ -96,12 +96,12 @@ class Poisson(Problem):
         U, W = self.level.U, self.fine
         up, mass = fem.interpolation_map(U, W), gram(W)
         projected = fem.LinearSolver(TrialFunction(U) * TestFunction(U) * dx)
-        best = projected(up.T.batch(mass.batch(self.reference)))
+        best = projected(up.T.batch(mass.batch(self.reference_values)))
         error = RelativeL2(W)
         solved = self.tests["unseen"].y.double()
         return {
-            "best_approximation": float(error(up.batch(best), self.reference).mean()),
-            "finite_elements": float(error(up.batch(solved), self.reference).mean()),
+            "best_approximation": float(error(up.batch(best), self.reference_values).mean()),
+            "finite_elements": float(error(up.batch(solved), self.reference_values).mean()),
             "reference": f"CG {self.level.U.ufl_element().degree() + 2} on the same mesh",
         }
 
@@ -134,7 +134,7 @@ class Poisson(Problem):
         error = RelativeL2(self.fine)
         return {
             "error": float(test.level.error(found, test.y.double()).mean()),
-            "against_reference": float(error(up.batch(found), self.reference).mean()),
+            "against_reference": float(error(up.batch(found), self.reference_values).mean()),
         }
 
 

@@ -26,6 +26,7 @@ NAMES = (
     "darcy_flux",
 )
 _MISSING = "Not measured yet: `python benchmarks/operator_learning/run.py --problem {}`."
+_PLAIN = "message passing"
 _NONE = 1e-6  # the solution that the others are measured against has no error of its own
 # How test sets and measures are called in a table.
 _TESTS = {
@@ -63,8 +64,9 @@ def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:
         f"![errors and costs](images/operator_learning-{name}.png)",
         network_table(record),
         flux_tables(name, record),
-        pace(record),
+        paces(record),
         setting_table(record),
+        notes(record),
         solver_table(record),
         floor(record),
         budget(record) + f" Measured on {where(record)}.",
@@ -111,7 +113,17 @@ def flux_tables(name: str, record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def pace(record: dict[str, Any], rival: str = "message passing") -> str:
+def paces(record: dict[str, Any]) -> str:
+    """`pace` against message passing and against the best rival."""
+    rivals = [n for n in record["results"]["networks"]
+              if not n["ours"] and n["summary"]["runs"]]  # fmt: skip
+    if not rivals:
+        return ""
+    best = min(rivals, key=lambda n: n["summary"]["validation"]["mean"])["network"]
+    return "\n\n".join(filter(None, [pace(record, r) for r in dict.fromkeys([_PLAIN, best])]))
+
+
+def pace(record: dict[str, Any], rival: str = _PLAIN) -> str:
     """How soon each network is as good on the validation samples as a rival in the end."""
     networks = record["results"]["networks"]
     ends = [n["summary"]["validation"]["mean"] for n in networks
@@ -149,6 +161,20 @@ def setting_table(record: dict[str, Any]) -> str:
             f"| {_setting(n['best'])} |"
         )
     return "\n".join(lines)
+
+
+def notes(record: dict[str, Any]) -> str:
+    """What a reader should know of each network."""
+    found = [f"{_name(n)}: {n['note']}" for n in record["results"]["networks"] if n["note"]]
+    mixed = [_name(n) for n in record["results"]["networks"] if len(_states(n)) > 1]
+    text = f"{'; '.join(found)}." if found else ""
+    if mixed:
+        text += f" Runs of {', '.join(mixed)} were made by several states of the code."
+    return text
+
+
+def _states(network: dict[str, Any]) -> set[str]:
+    return {r["code"] for r in (*network["tried"], *network["runs"]) if "code" in r}
 
 
 def solver_table(record: dict[str, Any]) -> str:
@@ -299,8 +325,9 @@ def _draw_errors(axis: Any, networks: Any, tests: list[str], looks: Any) -> None
 def _draw_training(axis: Any, networks: Any, looks: Any) -> None:
     for n in networks:
         for i, r in enumerate(n["runs"]):
-            if r["curve"]:
-                seconds, errors = zip(*r["curve"], strict=True)
+            if len(r["curve"]) > 1:
+                # Before the first step there is no time on a logarithmic axis.
+                seconds, errors = zip(*(c for c in r["curve"] if c[0] > 0), strict=True)
                 label = n["network"] if i == 0 else None
                 axis.loglog(
                     seconds, [100 * e for e in errors], lw=1.2, label=label,

@@ -113,8 +113,9 @@ def fno(
     grid = problem.level.grid
     channels = 1 if grid.mask is None else 2
     options: dict[str, Any] = {
-        # A grid cannot carry more modes than it has pixels.
-        "n_modes": tuple(min(modes, n) for n in grid.shape),
+        # Both signs count, so that wave numbers go to half of it. A long side gets as many more as
+        # it is longer; a grid cannot carry more modes than it has pixels.
+        "n_modes": tuple(min(modes * round(n / min(grid.shape)), n) for n in grid.shape),
         "in_channels": channels,
         "out_channels": problem.level.components,
         "hidden_channels": width,
@@ -134,30 +135,37 @@ def fno(
 
 
 def _fno_settings(problem: Problem) -> list[dict[str, Any]]:
-    fine = min(problem.level.grid.shape) > 20
-    few, many = (12, 16) if fine else (8, 12)
+    few, many, most, batch = _sizes(problem)
     tried: Tried = [
         ({"modes": few, "width": 32}, {"lr": 5e-3, "weight_decay": 1e-4}),
         ({"modes": many, "width": 32}, {"lr": 5e-3, "weight_decay": 1e-4}),
-        ({"modes": few, "width": 32, "padding": 0.25}, {"lr": 5e-3, "weight_decay": 1e-2}),
-        ({"modes": few, "width": 16, "layers": 5}, {"lr": 8e-3, "weight_decay": 1e-3}),
-        ({"modes": 6, "width": 32, "layers": 3}, {"lr": 5e-3, "weight_decay": 1e-2}),
-        ({"modes": few, "width": 64}, {"lr": 2e-3, "weight_decay": 1e-1}),
+        ({"modes": few, "width": 32, "padding": 0.1}, {"lr": 5e-3, "weight_decay": 1e-2}),
+        ({"modes": many, "width": 16}, {"lr": 8e-3, "weight_decay": 1e-3}),
+        (
+            {"modes": few, "width": 32, "layers": 3},
+            {"lr": 5e-3, "weight_decay": 1e-2, "batch_size": batch // 2},
+        ),
+        ({"modes": most, "width": 24}, {"lr": 4e-3, "weight_decay": 1e-2}),
         ({"modes": many, "width": 48, "padding": 0.25}, {"lr": 3e-3, "weight_decay": 1e-1}),
         (
-            {"modes": many, "width": 24, "padding": 0.125, "layers": 5},
+            {"modes": many, "width": 24, "padding": 0.1, "layers": 5},
             {"lr": 5e-3, "weight_decay": 1e-2},
         ),
     ]
-    return settings(tried)
+    return settings(tried, batch)
+
+
+def _sizes(problem: Problem) -> tuple[int, int, int, int]:
+    """Modes of three settings, and the batch size: small where an image is dear."""
+    return (16, 24, 32, 8) if min(problem.level.grid.shape) > 20 else (8, 12, 16, 16)
 
 
 def _tfno_settings(problem: Problem) -> list[dict[str, Any]]:
-    few = 12 if min(problem.level.grid.shape) > 20 else 8
+    few, many, _, batch = _sizes(problem)
     tried: Tried = [
         ({"modes": few, "width": 32, "rank": 0.1}, {"lr": 5e-3, "weight_decay": 1e-4}),
         ({"modes": few, "width": 32, "rank": 0.4}, {"lr": 5e-3, "weight_decay": 1e-2}),
-        ({"modes": 16, "width": 32, "rank": 0.1}, {"lr": 5e-3, "weight_decay": 1e-3}),
+        ({"modes": many, "width": 32, "rank": 0.1}, {"lr": 5e-3, "weight_decay": 1e-3}),
         (
             {"modes": few, "width": 48, "rank": 0.1, "padding": 0.25},
             {"lr": 4e-3, "weight_decay": 1e-2},
@@ -165,7 +173,7 @@ def _tfno_settings(problem: Problem) -> list[dict[str, Any]]:
         ({"modes": few, "width": 64, "rank": 0.05}, {"lr": 3e-3, "weight_decay": 1e-2}),
         ({"modes": few, "width": 32, "rank": 0.1, "layers": 3}, {"lr": 8e-3, "weight_decay": 1e-3}),
     ]
-    return settings(tried)
+    return settings(tried, batch)
 
 
 # ---- DeepONet ----------------------------------------------------------------------------------
@@ -344,6 +352,18 @@ class Pod(Scaled):
         sizes = ((samples.y - y_mean) @ synthesis).std(0)
         self.register_buffer("sizes", sizes)
         self.dense = _dense([analysis.shape[1], *[width] * depth, synthesis.shape[1]])
+        if depth == 0:
+            self._least_squares(samples)
+
+    def _least_squares(self, samples: Samples) -> None:
+        """Start a linear map where the sum of squares over the samples is least."""
+        x = ((samples.x - self.x_mean) @ self.analysis).double()
+        y = (((samples.y - self.y_mean) @ self.synthesis) / self.sizes).double()
+        shift = 1e-8 * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
+        (layer,) = self.dense
+        with torch.no_grad():
+            layer.weight.copy_(torch.linalg.solve(x.T @ x + shift, x.T @ y).T)
+            layer.bias.zero_()
 
     def forward(self, x: Tensor, level: Level) -> Tensor:
         """(batch, inputs) to (batch, outputs)."""
@@ -382,7 +402,7 @@ def _pod_settings(problem: Problem) -> list[dict[str, Any]]:
         (
             {"inputs": 400, "outputs": 200, "width": 0, "depth": 0},
             {"lr": 3e-3, "weight_decay": 1e-2},
-        ),  # linear
+        ),  # linear, from its least squares
     ]
     return settings(tried, batch_size=32)
 
@@ -412,7 +432,12 @@ RIVALS = {
             note="deepxde; inputs of another level are brought to that of training, the trunk is "
             "asked at the points of the other",
         ),
-        _rival("message passing", _message_passing, _message_passing_settings),
+        _rival(
+            "message passing",
+            _message_passing,
+            _message_passing_settings,
+            note="values and positions at the points, no encoder, decoder, levels or conditions",
+        ),
         _rival(
             "POD + MLP",
             _pod,

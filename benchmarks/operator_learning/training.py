@@ -59,12 +59,14 @@ def train(
     optimiser: Optimiser,
     budget: Budget,
     seed: int,
+    setup: float = 0.0,
 ) -> dict[str, Any]:
     """Minimise the mean relative error over the training samples.
 
     The learning rate rises over the first part of the budget and falls to zero with a cosine over
     the rest, so that each network ends its schedule when its budget ends, however fast it is. A
-    few times on the way the error on `validation` is taken; the weights of the best one are kept.
+    few times, first before all steps, the error on `validation` is taken; the weights of the best
+    one are kept.
 
     Parameters
     ----------
@@ -75,12 +77,15 @@ def train(
     budget : Budget
     seed : int
         Of the order of the samples.
+    setup : float, optional
+        CPU seconds that were spent on the model before, part of the budget.
 
     Returns
     -------
     dict
-        ``cpu_seconds``, ``epochs``, ``steps``, ``memory_mb`` (or None), ``curve`` (pairs of CPU
-        seconds and validation error), ``validation`` (the best one, None if none was finite).
+        ``cpu_seconds`` (with the set-up), ``epochs``, ``steps``, ``memory_mb`` (or None), ``curve``
+        (pairs of CPU seconds and validation error), ``validation`` (the best one, None if none was
+        finite).
     """
     level = samples.level
     order = torch.Generator().manual_seed(seed)
@@ -90,11 +95,13 @@ def train(
         model.parameters(), lr=optimiser.lr, weight_decay=optimiser.weight_decay
     )
     watch = _Watch(model, validation)
+    watch(setup)  # a linear start may be better than what a short training makes of it
     memory = _reset_peak()
-    used = mark = spent = 0.0
+    used = mark = 0.0
+    spent = setup
     step = 0
     batches: Iterator[Tensor] = iter(())
-    start = time.process_time()
+    start = time.process_time() - setup
     while used < 1.0:
         if step % steps_an_epoch == 0:
             batches = iter(torch.randperm(len(samples), generator=order).split(batch))
