@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg as la
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+from spon.fem.factor import SparseLU
 
 __all__ = ["cutoff_window", "eigenpairs"]
 
@@ -68,8 +71,9 @@ def eigenpairs(
         start = np.random.default_rng(0).standard_normal(size)
         try:
             values, vectors = eigsh(
-                k_free.tocsc(), count, m_free.tocsc(), sigma=shift, which="LM", v0=start
-            )
+                k_free, count, m_free, sigma=shift, which="LM", v0=start,
+                OPinv=_inverse(k_free - shift * m_free),
+            )  # fmt: skip
         except ArpackNoConvergence as error:
             raise RuntimeError(
                 f"The {count} smallest eigenfunctions of the Laplacian on {size} free nodes were "
@@ -83,6 +87,21 @@ def eigenpairs(
     # the eigenvalue would show it.
     values[values < _ZERO * abs(shift)] = 0.0
     return values, functions
+
+
+def _inverse(matrix: sp.csr_matrix) -> LinearOperator:
+    """Solves with a positive definite matrix, faster than eigsh's own factorisation, most in 3D."""
+    matrix = matrix.tocsr()
+    matrix.sort_indices()
+    factor = SparseLU(matrix.indptr, matrix.indices).factor(
+        torch.from_numpy(matrix.data.astype(np.float64)), symmetric=True
+    )
+
+    def solve(b: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = factor.solve(torch.from_numpy(np.ascontiguousarray(b, np.float64)).reshape(1, -1))
+        return found[0].numpy()
+
+    return LinearOperator(matrix.shape, matvec=solve, dtype=np.float64)
 
 
 def cutoff_window(eigenvalues: NDArray[np.float64], width: float = 0.15) -> NDArray[np.float64]:
