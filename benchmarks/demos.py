@@ -1,10 +1,13 @@
 """Run the demos as a user does and collect their reports, times included.
 
 python benchmarks/demos.py [--quick] [--only NAME]    the others keep their last numbers
+
+A table takes rows of one state of `spon` only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,8 +23,15 @@ from spon import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def state():
+    """Digest of the sources of `spon`, which all demos share."""
+    sources = sorted((ROOT / "spon").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
 def measure(demo, quick):
     """Run one demo from nothing; its own data and checkpoints are removed first."""
+    code = state()
     out = ROOT / "demos" / "output" / (f"{demo.stem}_quick" if quick else demo.stem)
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
@@ -34,6 +44,7 @@ def measure(demo, quick):
     source = demo.read_text()
     return {
         "demo": demo.stem,
+        "code": code,
         "dofs": signature.dim,
         "samples": len(data),
         "epochs": int(re.search(r"epochs=2 if QUICK else (\d+)", source).group(1)),

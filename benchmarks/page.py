@@ -26,6 +26,7 @@ def load(name):
 def demo_table():
     """Error, violation and times of each demo."""
     record = load("demos")
+    _require_one_state(record["results"])
     lines = [
         "| demo | output dofs | relative L2 error on unseen samples: mean (worst) | "
         "boundary violation | data, training | finite elements | network, in a batch |",
@@ -40,6 +41,17 @@ def demo_table():
             f"{1e3 * r['solver_seconds']:.2f} ms | {1e3 * r['network_seconds']:.2f} ms |"
         )
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
+def _require_one_state(rows):
+    codes = {row["demo"]: row.get("code") for row in rows}
+    # Rows of before the field say nothing.
+    if None not in codes.values() and len(set(codes.values())) > 1:
+        listed = ", ".join(f"{demo}: {code}" for demo, code in codes.items())
+        sys.exit(
+            f"The rows of demos.json were made with different sources of spon ({listed}): run "
+            "python benchmarks/demos.py without --only."
+        )
 
 
 def bridge_table():

@@ -1,11 +1,12 @@
-"""Every processor on two small problems: the same samples, the same seconds of one core.
+"""Every processor on two small problems: the same samples, about the same seconds of one core.
 
 Poisson's equation with smooth random sources, and Darcy flow with a coefficient of two values, on a
 square of 32 x 32 nodes; 200 solutions for training, 50 for the choice of the learning rate, 100 for
-the errors. Every processor is as its constructor makes it. Its linear path is fitted in closed form
-where it has one; then it is trained with AdamW for the same processor time at each of two learning
-rates. The same weights are then asked on the mesh refined once, where the errors are those against
-the solutions there.
+the errors. Every processor is as its constructor makes it, but for the lattices of `Multigrid` and
+`GraphMultigrid`. Its linear path is fitted in closed form where it has one, which is not timed.
+Then it is trained with AdamW at each of two learning rates for about the same processor time: the
+number of steps is set beforehand, from the time of four of them. The same weights are then asked
+on the mesh refined once, where the errors are those against the solutions there.
 
 A few seconds are a first look: who learns most from little, not who is best in the end.
 

@@ -1,8 +1,8 @@
 """Losses of a batch over several meshes, with as many meshes at a time as is fastest.
 
 Meshes that have many nodes, or several samples in the batch, go through the network one after the
-other. Small ones with one sample each go through it side by side, as one mesh: the same numbers up
-to round-off, from fewer and larger operations.
+other. Small ones with one sample each go through it side by side, as one mesh, if its processor is
+`mergeable`: the same numbers up to round-off, from fewer and larger operations.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def summed_losses(pieces: Iterable[Part], device: torch.device) -> Iterator[Tens
 
 
 def _key(piece: Part) -> Any:
-    """What pieces that go side by side have in common; None for one that goes by itself."""
+    """What pieces that go side by side have in common; None for one that goes by itself.
+
+    Those of processors that are not `mergeable` go by themselves, and large ones, and those of
+    several samples.
+    """
     net = cast(Any, piece.net)
     processor = getattr(net, "processor", None)
     if len(piece) != 1 or not getattr(processor, "mergeable", False):

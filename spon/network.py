@@ -130,9 +130,9 @@ class OperatorNetwork(nn.Module):
         """Fit the linear path of the processor to data in closed form, if it has one.
 
         For a network with fresh weights, which starts from there: its nonlinear part says nothing
-        at first. Where the best linear map leaves more than a tenth of the outputs, the network
-        stays as it is. `spon.fit` calls this once, after `calibrate`. Decoders with promises take
-        none of it.
+        at first. Outputs that are zero do not count. Where the best linear map leaves more than a
+        tenth of the outputs, or has more than 600 weights, the network stays as it is. `spon.fit`
+        calls this once, after `calibrate`. Decoders with promises take none of it.
 
         Parameters
         ----------
@@ -144,9 +144,15 @@ class OperatorNetwork(nn.Module):
         Raises
         ------
         ValueError
-            If the numbers of samples differ.
+            If the numbers of samples differ, if there is none, if a tensor has another shape, or
+            if one holds NaN or infinity.
         """
         self._check_count(inputs)
+        names = [f"input {i}" for i in range(len(inputs))]
+        shapes = [encoder.input_shape for encoder in self._encoders]
+        for name, x, shape in zip(names, inputs, shapes, strict=True):
+            _check_samples(name, x, shape)
+        _check_samples("the output", output, (int(self.decoder.space.dim()),))
         if any(len(x) != len(output) for x in inputs):
             raise ValueError(
                 f"Got {[len(x) for x in inputs]} samples of the inputs for {len(output)} outputs."
@@ -427,6 +433,21 @@ def _check_parts(encoders: Sequence[Any], processor: Any, decoder: Any) -> None:
                 f"OperatorNetwork(encoder, processor, decoder) expected a {kind.__name__}, got "
                 f"{type(part).__name__}."
             )
+
+
+def _check_samples(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if x.shape[1:] != shape or len(x) == 0:
+        wanted = ", ".join(map(str, ("n", *shape)))
+        raise ValueError(
+            f"Expected {name} of shape ({wanted}) with n >= 1, got {tuple(x.shape)}: one row for "
+            "each sample."
+        )
+    bad = (~x.isfinite()).flatten(1).any(dim=1).nonzero().ravel()
+    if len(bad):
+        raise ValueError(
+            f"There is NaN or infinity in {name}, in {len(bad)} of {len(x)} samples, the first is "
+            f"number {int(bad[0])}: leave these samples out."
+        )
 
 
 def _mismatch(what: str, found: Any, wanted: Any) -> str:

@@ -96,6 +96,50 @@ def test_processors_without_a_linear_path_stay_as_they_are():
         net.fit_linear([x[:3]], y)
 
 
+@pytest.mark.parametrize("name", list(MAKE))
+def test_samples_that_are_zero_do_not_count(name):
+    space, bc, x, y = poisson(40)
+    x, y = x.float(), y.float()
+    y[[3, 30]] = 0.0
+    torch.manual_seed(0)
+    make, bound = MAKE[name]
+    net = spon.OperatorNetwork(spon.Encoder(space), make(), spon.Decoder(space, bc))
+    data = spon.Dataset.from_arrays({"f": x}, {"u": y}, {"f": space, "u": space})
+    loss = spon.losses.SquaredError(space)
+    spon.fit(net, data, loss, epochs=1, lr=1e-9, weight_decay=0.0, validation=None, progress=False)
+    good = y.norm(dim=1) > 0
+    assert error(net, x[good], y[good]) < bound
+
+
+def test_weights_stay_where_no_sample_counts():
+    def columns(which):
+        raise AssertionError("Nothing is looked at where no sample counts.")
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert not fit_weights([weight], columns, torch.zeros(3, 4), torch.tensor([True, True, False]))
+    assert torch.equal(weight, torch.ones(2))
+
+
+def test_data_that_do_not_fit_are_refused():
+    space, bc, x, y = poisson(4)
+    make, _ = MAKE["resolvent"]
+    net = spon.OperatorNetwork(spon.Encoder(space), make(), spon.Decoder(space, bc), torch.float64)
+    net.calibrate([x], y)
+    bad = x.clone()
+    bad[2, 5] = float("inf")
+    for inputs, output, message in (
+        ([x], y[:, :7], r"the output of shape \(n, 289\) with n >= 1, got \(4, 7\)"),
+        ([x], y[:, 0], r"the output of shape \(n, 289\) with n >= 1, got \(4,\)"),
+        ([x[:, :7]], y, r"input 0 of shape \(n, 289\) with n >= 1, got \(4, 7\)"),
+        ([x[:0]], y[:0], r"n >= 1, got \(0, 289\)"),
+        ([x], bad, "NaN or infinity in the output, in 1 of 4 samples, the first is number 2"),
+        ([bad], y, "NaN or infinity in input 0, in 1 of 4 samples"),
+        ([x, x], y, "takes 1 inputs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            net.fit_linear(inputs, output)
+
+
 def test_weights_are_those_of_least_squares():
     generator = torch.Generator().manual_seed(0)
     design = torch.randn(6, 4, 20, generator=generator, dtype=torch.float64)

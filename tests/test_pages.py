@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import page as pages  # noqa: E402
+
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "meshes" / "README.md"]
 
 
@@ -15,6 +21,21 @@ def test_tables_are_up_to_date():
         [sys.executable, ROOT / "benchmarks" / "page.py", "--check"], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_rows_of_demos_that_several_states_of_the_code_made_are_refused(monkeypatch):
+    record = pages.load("demos")
+    table = pages.demo_table()
+    monkeypatch.setattr(pages, "load", lambda name: record)
+    for row in record["results"]:
+        row["code"] = "0123456789ab"
+    assert pages.demo_table() == table
+    first, second, *_ = record["results"]
+    first["code"] = "ba9876543210"
+    with pytest.raises(SystemExit, match=f"{first['demo']}: ba98.*run python benchmarks/demos.py"):
+        pages.demo_table()
+    del second["code"]
+    assert pages.demo_table() == table
 
 
 def test_links_in_the_pages_lead_somewhere():

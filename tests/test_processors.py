@@ -1,6 +1,7 @@
 """What every processor promises: independence of mesh and numbering, gradients, round trips."""
 
 import itertools
+import json
 
 import firedrake as fd
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from spon import processors
 from spon.fem.geometry import build_geometry
-from spon.processors import MLP, Field, Graph, Spectral
+from spon.processors import MLP, Field, Graph, Resolvent, Spectral
 from spon.processors.base import Processor
 
 ONET = {"functions": 5, "functionals": 4, "channels": 2, "width": 6, "modes": 12, "frequencies": 1}
@@ -338,7 +339,19 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
         (lambda: Spectral(modes=2.5), TypeError, "modes must be an integer, got 2.5"),
         (lambda: Spectral(basis="cosine"), ValueError, "one of 'auto', 'scalar', 'vector'"),
         (lambda: Graph(rounds=True), TypeError, "rounds must be an integer, got True"),
+        (lambda: Graph(rounds=np.True_), TypeError, "rounds must be an integer"),
+        (lambda: Spectral(modes=np.float64(9)), TypeError, "modes must be an integer"),
         (lambda: MLP(hidden=64), TypeError, "hidden must be a sequence of integers, got 64"),
+        (
+            lambda: MLP(hidden=np.array(64)),
+            TypeError,
+            "hidden must be a sequence of integers, got 64",
+        ),
+        (
+            lambda: MLP(hidden=np.array([8.0])),
+            TypeError,
+            r"hidden\[0\] must be an integer, got 8.0",
+        ),
         (lambda: MLP(hidden=[64, -1]), ValueError, r"hidden\[1\] must be at least 1"),
         (lambda: MLP(activation="sine"), ValueError, "one of 'gelu', 'relu', 'silu', 'tanh'"),
         (
@@ -362,6 +375,23 @@ def test_training_reduces_the_error_of_a_nonlinear_map():
 def test_wrong_calls_say_what_was_expected(make_bad, error, message):
     with pytest.raises(error, match=message):
         make_bad()
+
+
+@pytest.mark.parametrize(
+    ("processor", "plain"),
+    [
+        (lambda: Spectral(channels=np.int64(8), degree=np.int8(1)), {"channels": 8, "degree": 1}),
+        (lambda: MLP(hidden=np.array([8, 4])), {"hidden": [8, 4]}),
+        (lambda: MLP(hidden=(np.int32(8), 4)), {"hidden": [8, 4]}),
+        (
+            lambda: Resolvent(largest=np.float32(8), smallest=np.int64(1)),
+            {"largest": 8.0, "smallest": 1.0},
+        ),
+    ],
+)
+def test_numbers_of_numpy_are_taken_and_kept_as_plain_ones(processor, plain):
+    config = json.loads(json.dumps(processor().config()))
+    assert {name: config[name] for name in plain} == plain
 
 
 def test_geometry_of_another_family_or_another_number_of_inputs_is_refused():

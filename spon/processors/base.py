@@ -264,6 +264,11 @@ class Geometry(nn.Module):
         Returns
         -------
         Tensor, shape (nodes, batch, channels of all inputs)
+
+        Raises
+        ------
+        ValueError
+            If there are more or fewer inputs than the geometry was built for.
         """
         if len(xs) != len(self.lifts):
             raise ValueError(f"Got {len(xs)} inputs for a geometry of {len(self.lifts)}.")
@@ -312,7 +317,13 @@ class Processor(nn.Module, ABC):
 
     @abstractmethod
     def configure(self, inputs: Sequence[Field], output: Field) -> None:
-        """Create the weights for these spaces."""
+        """Create the weights for these spaces.
+
+        Raises
+        ------
+        ValueError
+            If an argument of the constructor does not fit them.
+        """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -334,6 +345,11 @@ class Processor(nn.Module, ABC):
         geometry : Geometry
         rows : bool Tensor, shape (dim_out,)
             Coefficients of the output that count; conditions prescribe the others.
+
+        Raises
+        ------
+        ValueError
+            As `forward`.
         """
 
     @abstractmethod
@@ -348,6 +364,12 @@ class Processor(nn.Module, ABC):
         Returns
         -------
         Tensor, shape (dim_out, batch)
+
+        Raises
+        ------
+        ValueError
+            If the geometry was not built from `request()` and lacks what the processor needs, or
+            was built for another number of inputs.
         """
 
 

@@ -42,9 +42,9 @@ class DeepONet(Processor):
     coefficients of the integrals.
 
     The trunk is a network of the place (``trunk="coordinates"``), or functions of the Laplacian
-    applied to such a network (``trunk="modes"``): a combination of the first eigenfunctions, half
-    of them of the family that vanishes where the decoder's conditions hold, half of the one with a
-    natural boundary. The place is the position, the torsion function of the domain, and waves.
+    applied to such a network (``trunk="modes"``): combinations of the first eigenfunctions, each
+    the sum of one that vanishes where the decoder's conditions hold and one with a natural
+    boundary. The place is the position, the torsion function of the domain, and waves.
 
     Outputs lie in one space of `functions` dimensions, whatever the inputs are: that is its limit.
     It makes the network cheap: between the integrals and the product with the trunk nothing

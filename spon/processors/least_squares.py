@@ -39,7 +39,8 @@ def fit_weights(
         Takes numbers of samples, an integer Tensor of shape (n,), and yields what each weight by
         itself makes of them, shape (dim, n), entry by entry.
     target : Tensor, shape (dim, samples)
-        Each sample counts relative to its own norm.
+        Each sample counts relative to its own norm; one that is zero, or no more than round-off
+        of the largest one, does not count.
     rows : bool Tensor, shape (dim,)
         Where the output matters.
     batch : int, optional
@@ -48,25 +49,27 @@ def fit_weights(
     Returns
     -------
     bool
-        False where the weights are too many, or the best of them leave much of the target; they
-        stay as they are then.
+        False where the weights are too many, where the best of them leave much of the target, or
+        where no sample counts; they stay as they are then.
     """
     count = sum(weight.numel() for weight in weights)
-    if count > _LARGEST:
+    sizes = target.detach()[rows].double().norm(dim=0).cpu()
+    counted = (sizes > torch.finfo(target.dtype).eps * sizes.max()).nonzero().ravel()
+    if count > _LARGEST or not len(counted):
         return False
     before = [weight.detach().clone() for weight in weights]
     gram = torch.zeros(count, count, dtype=torch.float64)
     moment = torch.zeros(count, dtype=torch.float64)
     with torch.no_grad():
-        for which in torch.arange(target.shape[1]).split(batch):
+        for which in counted.split(batch):
             wanted = target[rows][:, which].double()
-            scale = 1.0 / wanted.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+            scale = 1.0 / wanted.norm(dim=0)
             found = [(column[rows].double() * scale).flatten() for column in columns(which)]
             design = torch.stack(found)
             gram += (design @ design.T).cpu()
             moment += (design @ (wanted * scale).flatten()).cpu()
-        solution, misfit = _ridge(gram, moment, float(target.shape[1]))
-        worth = misfit <= _WORTH * target.shape[1] ** 0.5
+        solution, misfit = _ridge(gram, moment, float(len(counted)))
+        worth = misfit <= _WORTH * len(counted) ** 0.5
         parts = solution.split([weight.numel() for weight in weights]) if worth else before
         for weight, part in zip(weights, parts, strict=True):
             weight.copy_(part.reshape(weight.shape).to(weight))

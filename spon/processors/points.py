@@ -28,6 +28,11 @@ def lift(maps: Iterable[nn.Module], xs: Sequence[Tensor], count: int) -> Tensor:
     Returns
     -------
     Tensor, shape (count, batch, channels of all inputs)
+
+    Raises
+    ------
+    ValueError
+        If the numbers of maps and of inputs differ.
     """
     pairs = zip(maps, xs, strict=True)
     values = [values(x).reshape(count, -1, x.shape[1]) for values, x in pairs]
@@ -181,6 +186,8 @@ class EllipticSolve(nn.Module):
 
         Raises
         ------
+        ValueError
+            If the axes after the first ones differ.
         spon.fem.SingularMatrixError
             If a matrix cannot be inverted.
         """
