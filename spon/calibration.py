@@ -47,6 +47,7 @@ def calibrate_together(
     first = networks[0]
     for net, given in zip(networks, inputs, strict=True):
         net._check_count(given)
+        net.follow_weights()
     with torch.no_grad():
         for i, norm in enumerate(first._norms):
             encoders = [net._encoders[i] for net in networks]
