@@ -177,11 +177,23 @@ def refusals():
     d = Decoder(V, DirichletBC(V, 0.5, 1), bounds=(0, 1))
     z, g = torch.zeros(1, V.dim()).double(), torch.full((1, V.dim()), 3.0).double()
     yield lambda: d(z, g), "boundary values contradict"
+    nan = float("nan")
+    yield lambda: Decoder(V, bounds=(0, 1), mean=nan), "NaN or infinity in the mean"
+    yield lambda: d(z, g * nan), "NaN or infinity in the boundary data: the first is sample 0"
+    m = Decoder(V, bounds=(0, 1), mean=0.5)
+    yield lambda: m(z, mean=torch.tensor([nan])), "NaN or infinity in mean"
     Q = FunctionSpace(mesh_of_cells("quadrilateral"), "Q", 1)
     yield (
         lambda: Decoder(Q, bounds=(0, 1)),
         "bounds is a promise for CG and DG.*got Q 1",
     )
+
+
+@pytest.mark.parametrize("bounds", [0.0, (0,), (0, 1, 2), ([0], [1]), ("a", 1), "ab"])
+def test_bounds_are_a_pair_of_numbers(bounds):
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 1)
+    with pytest.raises(TypeError, match=r"bounds must be a pair \(lower, upper\) of numbers"):
+        Decoder(V, bounds=bounds)
 
 
 @pytest.mark.parametrize(("call", "message"), list(refusals()))

@@ -3,7 +3,7 @@
 `spon.fem.promises` builds them from spaces and boundary conditions; nothing here knows Firedrake.
 """
 
-from spon.promises.base import InDouble, Promise
+from spon.promises.base import InDouble, Promise, require_finite
 from spon.promises.bounds import Bounds, soft_clip
 from spon.promises.gradient_traces import GradientTraces
 from spon.promises.integrals import Integrals
@@ -27,5 +27,6 @@ __all__ = [
     "Promise",
     "Specification",
     "Symmetric",
+    "require_finite",
     "soft_clip",
 ]
