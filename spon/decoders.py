@@ -22,7 +22,7 @@ from spon.fem.constraints import (
 )
 from spon.fem.promises import KeptPromises, moved_promises
 from spon.fem.promises_file import promises_to_json
-from spon.promises import Pipeline, Specification, require_finite
+from spon.promises import Bounds, Pipeline, Specification, fit_margins, require_finite
 from spon.signature import SpaceSignature
 
 __all__ = ["Decoder"]
@@ -60,7 +60,9 @@ class Decoder(nn.Module):
         tags, or ``"on_boundary"``; not for tensors and mixed spaces.
     bounds : (lower, upper), optional
         Bounds at each point, numbers or None, for each component; `U` is CG or DG of degree 1 to
-        4 on simplices.
+        4 on simplices. Values nearer to a bound than a margin are bent: a twentieth of the range;
+        with one bound, of the distance from it that data have (`calibrate`), and until data are
+        known of the bound itself, or of one where that is zero.
     symmetric : bool, optional
         Tensors are symmetric.
     symmetry : sequence of (A, b), optional
@@ -195,6 +197,35 @@ class Decoder(nn.Module):
         return torch.where(self.constrained, values, u.to(x))
 
     @property
+    def bounds(self) -> Bounds | None:
+        """The module that keeps the bounds; None if there are none."""
+        return None if self._pipeline is None else self._pipeline.bounds
+
+    def calibrate(self, u: Tensor) -> None:
+        """Take the margin of bounds from data, where there is one bound.
+
+        The calibration of a network does this with the outputs; a decoder by itself bends by the
+        size of its bound until it is told.
+
+        Parameters
+        ----------
+        u : Tensor, shape (n, U.dim())
+            Functions like those that the decoder is to make.
+        """
+        self._check(u, self.space, "data")
+        require_finite(u, "the data")
+        if self.bounds is not None:
+            fit_margins([self.bounds], [torch.atleast_2d(u).to(self.constrained.device)])
+
+    def share_margin(self, other: Decoder) -> None:
+        """Use the margin of a decoder with the same bounds on another mesh."""
+        mine, theirs = self.bounds, other.bounds
+        if mine is None or theirs is None:
+            return
+        if (mine.lower, mine.upper) == (theirs.lower, theirs.upper):
+            mine.margin.share(theirs.margin)
+
+    @property
     def promised(self) -> str:
         """The promises in words with a digest of their values; empty where there are none."""
         if self.kept is None:
@@ -281,7 +312,9 @@ class Decoder(nn.Module):
         if bcs is None:
             pairs = zip(self.bcs, self._captured, strict=True)
             bcs = [move_bc(bc, value, U) for bc, value in pairs]
-        return Decoder(U, bcs, **promises)
+        moved = Decoder(U, bcs, **promises)
+        moved.share_margin(self)
+        return moved
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
         shared = [

@@ -382,6 +382,7 @@ class OperatorNetwork(nn.Module):
         for mine, theirs in zip(self._norms, other._norms, strict=True):
             mine.share(theirs)
         self.output_norm.share(other.output_norm)
+        self.decoder.share_margin(other.decoder)
 
     def follow_weights(self) -> None:
         """Bring everything to the precision and the device of the weights.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-__all__ = ["Specification"]
+__all__ = ["MARGIN", "Specification"]
 
+MARGIN = 0.05  # of the range of values, or of their size
 _THROUGH = ("potential", "projection")
 
 
@@ -90,13 +91,13 @@ class Specification:
         """Distance from the bounds at which values begin to be bent.
 
         A twentieth of the range. With one bound there is no range: a twentieth of the bound, or of
-        one where that is zero.
+        one where that is zero, until data say how far from it values lie (`Margin`).
         """
         lower, upper = self.bounds or (None, None)
         if lower is not None and upper is not None:
-            return 0.05 * (upper - lower)
+            return MARGIN * (upper - lower)
         one = lower if lower is not None else upper
-        return 0.05 * (abs(one) if one else 1.0)
+        return MARGIN * (abs(one) if one else 1.0)
 
     def check_composition(self) -> None:
         """Refuse promises that contradict each other whatever the space.
