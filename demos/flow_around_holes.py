@@ -6,7 +6,8 @@ its pressure by the mixed method: div u = 0 in each cell and u.n = 0 on each wal
 
 Two networks learn the map from k to u from the same samples. One has the walls' condition only, and
 water comes from nothing. The decoder of the other one promises more: it takes the nearest flux that
-loses no drop, whatever the weights are. As the true flux loses none, that makes no error larger.
+loses no drop, whatever the weights are. As the true flux loses none, the step takes no prediction
+further from it in L2; which of the two networks ends nearer to it is up to training, too.
 """
 
 import sys

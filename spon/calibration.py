@@ -12,6 +12,7 @@ from spon import fem
 from spon.normalisation import fit_together
 from spon.processors import Geometry
 from spon.processors.merging import kind, merged
+from spon.promises import fit_margins
 from spon.sparse import SparseMap
 
 __all__ = ["calibrate_together", "fit_linear_together"]
@@ -47,6 +48,7 @@ def calibrate_together(
     first = networks[0]
     for net, given in zip(networks, inputs, strict=True):
         net._check_count(given)
+        net.follow_weights()
     with torch.no_grad():
         for i, norm in enumerate(first._norms):
             encoders = [net._encoders[i] for net in networks]
@@ -63,6 +65,9 @@ def calibrate_together(
         latent = [net.decoder.pull_back(u) for net, u in zip(networks, known, strict=True)]
         masses = [_masses(first.processor, net.decoder.latent) for net in networks]
         fit_together([net.output_norm for net in networks], latent, masses)
+        bounds = [net.decoder.bounds for net in networks]
+        if all(b is not None for b in bounds):
+            fit_margins(bounds, [u.to(first.device) for u in outputs if u is not None])
 
 
 def fit_linear_together(

@@ -26,7 +26,8 @@ from spon.signature import SpaceSignature
 
 __all__ = ["load", "save"]
 
-_FORMAT = 2  # 1: decoders without promises
+# 1: decoders without promises; 2: with promises; 3: with a margin that was taken from data.
+_FORMAT = 3
 _WEIGHTS, _DATA = "weights.", "data."
 _PROMISES = _DATA + "promises."
 
@@ -52,7 +53,7 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
             tensors[f"{_DATA}encoder.{i}.points"] = torch.from_numpy(encoder.points.copy())
     header = {
         # Older versions read what they can keep.
-        "format": 1 if promises is None else _FORMAT,
+        "format": 1 if promises is None else 3 if _has_margin(net.decoder) else 2,
         "dtype": str(net.dtype).removeprefix("torch."),
         "processor": {"name": net.processor.name, "config": net.processor.config()},
         "encoders": [_encoder_to_json(e) for e in net._encoders],
@@ -148,8 +149,14 @@ def load(
         )
     net = OperatorNetwork(encoders, processor, decoder, dtype)
     weights = {k.removeprefix(_WEIGHTS): v for k, v in tensors.items() if k.startswith(_WEIGHTS)}
+    if not _has_margin(decoder):  # other bounds than in the file may have been given
+        weights = {k: v for k, v in weights.items() if not k.startswith("decoder.")}
     net.load_state_dict(weights)
     return net
+
+
+def _has_margin(decoder: Decoder) -> bool:
+    return decoder.bounds is not None and decoder.bounds.margin.fitted
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Deep copies of modules that share the meshes, spaces and factorisations they refer to."""
+"""What copies of a module share with it: meshes, spaces and factorisations, or its numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import copy
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-__all__ = ["deepcopy_sharing"]
+from torch import nn
+
+__all__ = ["deepcopy_sharing", "share_buffers"]
 
 M = TypeVar("M")
 
@@ -29,3 +31,15 @@ def deepcopy_sharing(module: M, memo: dict[int, Any], shared: Iterable[Any]) -> 
     for name, value in vars(module).items():
         vars(twin)[name] = copy.deepcopy(value, memo)
     return twin
+
+
+def share_buffers(module: nn.Module, other: nn.Module) -> None:
+    """Let a module have the very buffers of another one, whatever is done to either of them.
+
+    Parameters
+    ----------
+    module, other : Module
+        Of one class. Their submodules are not looked at.
+    """
+    # The table of buffers, not the tensors in it: `.to` puts other tensors into the table.
+    module._buffers = other._buffers

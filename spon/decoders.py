@@ -22,7 +22,7 @@ from spon.fem.constraints import (
 )
 from spon.fem.promises import KeptPromises, moved_promises
 from spon.fem.promises_file import promises_to_json
-from spon.promises import Pipeline, Specification
+from spon.promises import Bounds, Pipeline, Specification, fit_margins, require_finite
 from spon.signature import SpaceSignature
 
 __all__ = ["Decoder"]
@@ -51,16 +51,18 @@ class Decoder(nn.Module):
         div u = f in each cell (its projection onto the divergences of `U`); `U` is RT or BDM. A
         callable takes the space of divergences and returns one of the others.
     mean : number or sequence, optional
-        Mean of u over the domain, in the shape of its values.
+        Mean of u over the domain, in the shape of its values; not for mixed spaces.
     integrals : sequence of (functional, value), optional
         A functional is a function of the test function, ``lambda v: inner(v, w) * dx(1)``, or a
         form with one test function of `U`.
     flux : mapping from boundary tag to value, optional
         Integrals of u.n (of u where it is a scalar) over parts of the boundary: tags, tuples of
-        tags, or ``"on_boundary"``.
+        tags, or ``"on_boundary"``; not for tensors and mixed spaces.
     bounds : (lower, upper), optional
         Bounds at each point, numbers or None, for each component; `U` is CG or DG of degree 1 to
-        4 on simplices.
+        4 on simplices. Values nearer to a bound than a margin are bent: a twentieth of the range;
+        with one bound, of the distance from it that data have (`calibrate`), and until data are
+        known of the bound itself, or of one where that is zero.
     symmetric : bool, optional
         Tensors are symmetric.
     symmetry : sequence of (A, b), optional
@@ -69,9 +71,9 @@ class Decoder(nn.Module):
     through : {"potential", "projection"}, optional
         How a divergence or a curl is kept. "potential": the processor makes a potential, u is its
         derivative: sparse products, and derivatives magnify errors. "projection": the processor
-        makes a field in `U`, u is the nearest one that keeps the promises (L2): never less
-        accurate than what was projected, for a solve with a stored factorisation in each call;
-        not for curls in 3D.
+        makes a field in `U`, u is the nearest one in L2 that keeps the promises: in that norm
+        never less accurate than the very field that was projected, for a solve with a stored
+        factorisation in each call; not for curls in 3D.
 
     Attributes
     ----------
@@ -85,7 +87,8 @@ class Decoder(nn.Module):
     ------
     TypeError, ValueError
         If the conditions are not conditions on `U`, name an unknown boundary, or constrain no dof;
-        if promises contradict each other or the conditions, or `U` cannot keep them.
+        if promises are of another form, hold NaN, contradict each other or the conditions, or `U`
+        cannot keep them.
     NotImplementedError
         If the mesh is distributed over several processes.
     """
@@ -125,9 +128,11 @@ class Decoder(nn.Module):
         # `.to(float32)` rounds the buffer; functions get the values as they were prescribed.
         self._exact_values = torch.from_numpy(values)
         self.promises = Specification(
-            divergence_free, curl_free, divergence, mean, tuple(integrals or ()),
-            dict(flux or {}), bounds, symmetric, tuple(symmetry or ()), through,
+            divergence_free, curl_free, divergence, mean, () if integrals is None else integrals,
+            {} if flux is None else flux, bounds, symmetric, () if symmetry is None else symmetry,
+            through,
         )  # fmt: skip
+        self.promises.check_composition()
         # What was made of the promises; None if there are none.
         self.kept: KeptPromises | None = None
         self._pipeline: Pipeline | None = None
@@ -150,7 +155,7 @@ class Decoder(nn.Module):
             Values of promises for each sample: ``mean`` of shape (batch,) or (batch, components),
             ``flux`` as a mapping from tags to (batch,), ``integrals`` of shape (batch, number of
             integrals), ``divergence`` of shape (batch, n), coefficients in the space of
-            divergences (`divergence_space`).
+            divergences (`divergence_space`). A number stands for all samples, where each has one.
 
         Returns
         -------
@@ -158,9 +163,11 @@ class Decoder(nn.Module):
 
         Raises
         ------
+        TypeError
+            If a tensor does not hold floating point numbers.
         ValueError
-            If a shape is wrong, values are given for what is not promised, or they contradict
-            each other.
+            If a shape is wrong, values are given for what is not promised, they contradict each
+            other, or hold NaN or infinity.
         """
         self._check(x, self.latent, "output")
         values = self._exact_values.to(x) if x.dtype == torch.float64 else self.values.to(x)
@@ -180,11 +187,43 @@ class Decoder(nn.Module):
             if given:
                 raise ValueError(f"Got {', '.join(given)} for a decoder without promises.")
             return torch.where(self.constrained, values, x)
-        kept = self.kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
+        if boundary is not None:
+            require_finite(boundary, "the boundary data", self.constrained)
+        collected = self.kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
+        kept = [None if t is None else t.to(x.device) for t in collected]
         exact = self._exact_values.to(x.device) if boundary is None else boundary.to(x.device)
         u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept)
         u = u if x.ndim == 2 else u[0]
         return torch.where(self.constrained, values, u.to(x))
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """The module that keeps the bounds; None if there are none."""
+        return None if self._pipeline is None else self._pipeline.bounds
+
+    def calibrate(self, u: Tensor) -> None:
+        """Take the margin of bounds from data, where there is one bound.
+
+        The calibration of a network does this with the outputs; a decoder by itself bends by the
+        size of its bound until it is told.
+
+        Parameters
+        ----------
+        u : Tensor, shape (n, U.dim())
+            Functions like those that the decoder is to make.
+        """
+        self._check(u, self.space, "data")
+        require_finite(u, "the data")
+        if self.bounds is not None:
+            fit_margins([self.bounds], [torch.atleast_2d(u).to(self.constrained.device)])
+
+    def share_margin(self, other: Decoder) -> None:
+        """Use the margin of a decoder with the same bounds on another mesh."""
+        mine, theirs = self.bounds, other.bounds
+        if mine is None or theirs is None:
+            return
+        if (mine.lower, mine.upper) == (theirs.lower, theirs.upper):
+            mine.margin.share(theirs.margin)
 
     @property
     def promised(self) -> str:
@@ -268,12 +307,14 @@ class Decoder(nn.Module):
         """
         U = fem.space_on(self.space, mesh)
         promises = moved_promises(self.promises, self.divergence_space, mesh)
-        if bcs is not None:
-            return Decoder(U, bcs, **promises)
-        if self._rule is not None:
-            return Decoder(U, self._rule, **promises)
-        pairs = zip(self.bcs, self._captured, strict=True)
-        return Decoder(U, [move_bc(bc, value, U) for bc, value in pairs], **promises)
+        if bcs is None:
+            bcs = self._rule
+        if bcs is None:
+            pairs = zip(self.bcs, self._captured, strict=True)
+            bcs = [move_bc(bc, value, U) for bc, value in pairs]
+        moved = Decoder(U, bcs, **promises)
+        moved.share_margin(self)
+        return moved
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
         shared = [
@@ -284,6 +325,12 @@ class Decoder(nn.Module):
 
     def _check(self, x: Tensor, space: Any, what: str) -> None:
         dim = space.dim()
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = f"of {x.dtype}" if isinstance(x, Tensor) else f"as a {type(x).__name__}"
+            raise TypeError(
+                f"Got {what} {found} for a decoder into {self.signature.describe()}: expected a "
+                "tensor of floating point numbers, float32 or float64."
+            )
         if x.ndim not in (1, 2) or x.shape[-1] != dim:
             raise ValueError(
                 f"Got {what} of shape {tuple(x.shape)} for a decoder into "

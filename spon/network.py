@@ -182,9 +182,10 @@ class OperatorNetwork(nn.Module):
         TypeError
             If functions and tensors are mixed, or a tensor has another dtype than the network.
         ValueError
-            If the number of inputs or a shape is wrong.
+            If the number of inputs or a shape is wrong, or there are no samples.
         """
         self._check_count(inputs)
+        self.follow_weights()
         if all(isinstance(x, Tensor) for x in inputs):
             if boundary is not None and not isinstance(boundary, Tensor):
                 boundary = self._functions_to_boundary(boundary).to(self.device, self.dtype)
@@ -225,11 +226,17 @@ class OperatorNetwork(nn.Module):
             As `forward`.
         """
         self._check_count(inputs)
+        self.follow_weights()
         for x in inputs:
             if x.dtype != self.dtype:
                 raise TypeError(
                     f"Got a {x.dtype} tensor for a {self.dtype} network: convert the data or the "
                     "network with .to(dtype)."
+                )
+            if x.ndim and not len(x):
+                raise ValueError(
+                    f"Got an empty batch, a tensor of shape {tuple(x.shape)}: a network needs at "
+                    "least one sample."
                 )
         return self._scaled([e(x) for e, x in zip(self._encoders, inputs, strict=True)])
 
@@ -339,6 +346,10 @@ class OperatorNetwork(nn.Module):
     def on(self, mesh: Any, bcs: Any = None) -> OperatorNetwork:
         """The same network on another mesh. Weights and scales are shared, not copied.
 
+        They stay shared: training, `calibrate`, loading weights and `.to` on one of the networks
+        hold for all of them. The maps of each mesh follow the precision and the device of the
+        weights at the next call.
+
         Parameters
         ----------
         mesh : firedrake.MeshGeometry
@@ -377,6 +388,19 @@ class OperatorNetwork(nn.Module):
         for mine, theirs in zip(self._norms, other._norms, strict=True):
             mine.share(theirs)
         self.output_norm.share(other.output_norm)
+        self.decoder.share_margin(other.decoder)
+
+    def follow_weights(self) -> None:
+        """Bring everything to the precision and the device of the weights.
+
+        A network that shares them may have taken them along in its `.to`.
+        """
+        weight, here = next(self.parameters()), self.geometry.positions
+        if (weight.dtype, weight.device) == (here.dtype, here.device):
+            return
+        for name, part in self.named_children():
+            if name != "processor":
+                part.to(weight.device, weight.dtype)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network to one file: weights, architecture, spaces and conditions.

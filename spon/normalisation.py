@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spon.copying import share_buffers
 from spon.sparse import SparseMap
 
 __all__ = ["Normaliser", "fit_together"]
@@ -56,8 +57,11 @@ class Normaliser(nn.Module):
         fit_together([self], [x], [masses])
 
     def share(self, other: Normaliser) -> None:
-        """Use the very numbers of another normaliser, now and whenever it is fitted again."""
-        self.mean, self.scale, self.fitted = other.mean, other.scale, other.fitted
+        """Use the very numbers of another normaliser, now and whenever they change.
+
+        Fitting, loading and `.to` on either of the two then hold for both.
+        """
+        share_buffers(self, other)
 
     def _checked_blocks(self, x: Tensor) -> list[Tensor]:
         if x.ndim != 2 or x.shape[1] != sum(self.sizes) or len(x) == 0:

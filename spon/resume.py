@@ -82,7 +82,15 @@ def read_state(
             f"{os.fspath(path)!r} is not a training checkpoint of this version ({_FORMAT!r}). "
             "Delete it to start afresh, or choose another file name."
         )
-    _compare_networks(path, content["weights"], net.state_dict())
+    here = net.state_dict()
+    # What older files lack and `net` takes its defaults for is no difference.
+    late = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in net.named_modules()
+        for name in getattr(module, "added_later", ())
+    }
+    here = {k: v for k, v in here.items() if k in content["weights"] or k not in late}
+    _compare_networks(path, content["weights"], here)
     _compare_settings(path, content["settings"], settings)
     state: dict[str, Any] = content["state"]
     return {**state, "weights": content["weights"]}

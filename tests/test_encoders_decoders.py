@@ -254,6 +254,17 @@ def wrong_calls():
     )
     yield lambda V: Decoder(V)(torch.zeros(2, 3)), ValueError, r"output of shape \(2, 3\)"
     yield (
+        lambda V: Decoder(V)(torch.ones(2, V.dim(), dtype=torch.int64)),
+        TypeError,
+        "output of torch.int64 .* floating point",
+    )
+    yield lambda V: Decoder(V)(np.zeros((2, V.dim()))), TypeError, "output as a ndarray"
+    yield (
+        lambda V: Decoder(V, DirichletBC(V, 0, 1))(torch.zeros(2, V.dim()), [0.0]),
+        TypeError,
+        "boundary data as a list",
+    )
+    yield (
         lambda V: Decoder(V)(torch.zeros(2, V.dim()), torch.zeros(2, V.dim())),
         ValueError,
         "decoder without boundary conditions",

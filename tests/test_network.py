@@ -244,6 +244,49 @@ def test_another_mesh_shares_the_weights(kind, tmp_path):
     assert torch.equal(fem.to_tensor(moved(f)), fem.to_tensor(other(f)))
 
 
+@pytest.mark.parametrize("kind", ["spectral", "graph"])
+def test_a_copy_on_another_mesh_shares_all_numbers_whatever_the_precision(kind, tmp_path):
+    net, F, U = network(kind, dtype=torch.float32)
+    same = UnitSquareMesh(4, 4)  # another mesh, the same cells: answers agree
+    other = net.on(same)
+    f, g = random_function(F, 0), Function(FunctionSpace(same, "DG", 0))
+    g.dat.data[:] = f.dat.data_ro
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(6, U.dim(), generator=generator, dtype=torch.float64)
+    x = 50 * torch.randn(6, F.dim(), generator=generator, dtype=torch.float64)
+    data = spon.Dataset.from_arrays({"f": x}, {"u": 1e-3 * y}, {"f": F, "u": U})
+
+    def check(dtype):
+        assert net.dtype == other.dtype == dtype
+        expected = fem.to_tensor(net(f))
+        assert torch.equal(fem.to_tensor(other(g)), expected)
+        z = x[:2].to(dtype)
+        assert torch.equal(other(z), net(z))
+        assert torch.equal(other.output_norm.scale, net.output_norm.scale)
+
+    spon.fit(net, data, epochs=1, progress=False, validation=None, dtype=torch.float64)
+    check(torch.float64)
+    net.float()
+    check(torch.float32)
+    other.double()  # from the other side, too
+    check(torch.float64)
+    net.float()
+    other.calibrate([x.float()], y.float())
+    check(torch.float32)
+    assert net.output_norm.scale > 0.5
+    net.save(tmp_path / "net.spon")
+    loaded = spon.load(tmp_path / "net.spon", F.mesh())
+    loaded.output_norm.scale.fill_(7.0)
+    other.load_state_dict(loaded.state_dict())
+    assert net.output_norm.scale == 7.0
+    assert {"input_norms.0.mean", "output_norm.scale", "output_norm.fitted"} <= set(
+        net.state_dict()
+    )
+    twin = copy.deepcopy(net)
+    twin.output_norm.scale.fill_(3.0)
+    assert net.output_norm.scale == other.output_norm.scale == 7.0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copied_network_is_independent(kind):
     net, F, _ = network(kind)
@@ -330,6 +373,7 @@ def with_header(path, **changes):
 WRONG = [
     (lambda n, F, U, p: n(), ValueError, "takes 1 inputs.*got 0"),
     (lambda n, F, U, p: n(torch.zeros(2, 3).double()), ValueError, r"shape \(2, 3\)"),
+    (lambda n, F, U, p: n(torch.zeros(0, F.dim()).double()), ValueError, "empty batch"),
     (
         lambda n, F, U, p: n(torch.zeros(2, F.dim())),
         TypeError,

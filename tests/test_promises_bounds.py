@@ -1,10 +1,13 @@
 """Bounds hold between the nodes too, and functions well inside are not touched."""
 
+import copy
 import itertools
+import json
 from math import factorial
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from families import mesh_of_cells
 from firedrake import (
@@ -13,6 +16,7 @@ from firedrake import (
     Function,
     FunctionSpace,
     SpatialCoordinate,
+    UnitSquareMesh,
     VectorFunctionSpace,
     assemble,
     ds,
@@ -20,6 +24,7 @@ from firedrake import (
     sin,
 )
 
+import spon
 from spon import Decoder, fem
 from spon.promises import soft_clip
 
@@ -161,6 +166,98 @@ def test_gradients_are_right_and_reach_values_far_outside():
     assert (y > 0).all() and (y < 1).all()
 
 
+@pytest.mark.parametrize("bounds", [(0.0, None), (None, 0.0), (273.0, None), (None, -5.0)])
+@pytest.mark.parametrize("degree", [1, 2])
+def test_the_margin_of_one_bound_is_of_the_size_of_the_data(bounds, degree):
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", degree)
+    x = SpatialCoordinate(V.mesh())
+    bound = bounds[0] if bounds[1] is None else bounds[1]
+    inwards = 1.0 if bounds[1] is None else -1.0
+    f = fem.to_tensor([Function(V).interpolate(1e-6 * inwards * (1 + 0.3 * sin(4 * x[0])))]) + bound
+    z = bound + 1e-6 * torch.randn(3, V.dim(), generator=torch.Generator().manual_seed(0)).double()
+    decoder = Decoder(V, bounds=bounds)
+    decoder.calibrate(f)
+    # The size of the distance from the bound, by Firedrake's own quadrature.
+    (g,) = fem.to_function(f, V)
+    area = assemble(Constant(1.0) * dx(domain=V.mesh()))
+    size = (assemble((g - bound) ** 2 * dx) / area) ** 0.5
+    assert float(decoder.bounds.margin.value) == pytest.approx(0.05 * size, rel=0.02)
+    moved = decoder.on(mesh_of_cells("triangle"))
+    for bent in (decoder, moved, copy.deepcopy(decoder).to(torch.float32)):
+        u = bent(f) - bound
+        torch.testing.assert_close(u, f - bound, rtol=0, atol=1e-12 * max(1.0, abs(bound)))
+        out = inwards * (bent(1e6 * (z - bound) + bound) - bound)
+        points = barycentric("triangle", 50)
+        for h in fem.to_function(inwards * (bent(z) - bound), V):
+            assert values_in_cells(h, points).min() > -1e-14 * max(1.0, abs(bound))
+        assert out.max() > 1e-3
+
+
+def test_a_network_with_one_bound_learns_small_fields(tmp_path):
+    mesh = mesh_of_cells("triangle")
+    V = FunctionSpace(mesh, "CG", 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, V.dim(), generator=generator)
+    y = 1e-4 * (1 + 0.3 * torch.rand(8, V.dim(), generator=generator))
+    data = spon.Dataset.from_arrays({"f": x}, {"u": y}, {"f": V, "u": V})
+    options = {"progress": False, "validation": None, "checkpoint": tmp_path / "run.pt"}
+
+    def fresh():
+        torch.manual_seed(0)
+        decoder = Decoder(V, bounds=(0, None))
+        return spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(4, 1), decoder)
+
+    net = fresh()
+    fine = net.on(UnitSquareMesh(5, 5))
+    spon.fit(net, data, epochs=2, **options)
+    assert spon.evaluate(net, data).mean() < 0.2
+    margin = net.decoder.bounds.margin
+    assert 0.04e-4 < float(margin.value) < 0.07e-4
+    # Copies on other meshes, files, and a run that goes on have it too.
+    assert fine.decoder.bounds.margin.value is margin.value
+    net.save(tmp_path / "net.spon")
+    loaded = spon.load(tmp_path / "net.spon", mesh)
+    assert torch.equal(loaded(x), net(x))
+    resumed = fresh()
+    spon.fit(resumed, data, epochs=2, **options)
+    assert torch.equal(resumed(x), net(x))
+    other = spon.load(tmp_path / "net.spon", mesh, promises={"bounds": (0, 1)})
+    assert float(other.decoder.bounds.margin.value) == 0.05
+
+
+def test_networks_from_before_margins_were_stored_keep_theirs(tmp_path):
+    mesh = mesh_of_cells("triangle")
+    V = FunctionSpace(mesh, "CG", 1)
+    x = torch.randn(4, V.dim(), generator=torch.Generator().manual_seed(0))
+    data = spon.Dataset.from_arrays({"f": x}, {"u": 1e-4 * x.abs()}, {"f": V, "u": V})
+    options = {"progress": False, "validation": None, "checkpoint": tmp_path / "run.pt"}
+
+    def fresh():
+        decoder = Decoder(V, bounds=(0, None))
+        return spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(4, 1), decoder)
+
+    net = fresh()
+    spon.fit(net, data, epochs=1, **options)
+    net.decoder.bounds.margin.value.fill_(0.05)
+    net.save(tmp_path / "net.spon")
+    with safetensors.safe_open(tmp_path / "net.spon", framework="pt") as file:
+        header = json.loads(file.metadata()["spon"])
+        tensors = {k: file.get_tensor(k) for k in file.keys() if "margin" not in k}  # noqa: SIM118
+    old = tmp_path / "old.spon"
+    metadata = {"spon": json.dumps(header | {"format": 2})}
+    safetensors.torch.save_file(tensors, old, metadata=metadata)
+    loaded = spon.load(old, mesh)
+    assert torch.equal(loaded(x), net(x))
+    state = torch.load(tmp_path / "run.pt", weights_only=True)
+    for weights in (state["weights"], state["state"]["best"]):
+        (late,) = [name for name in weights if "margin" in name]
+        del weights[late]
+    torch.save(state, tmp_path / "run.pt")
+    resumed = fresh()
+    spon.fit(resumed, data, epochs=1, **options)
+    assert float(resumed.decoder.bounds.margin.value) == 0.05
+
+
 def refusals():
     V = FunctionSpace(mesh_of_cells("triangle"), "CG", 2)
     x = SpatialCoordinate(V.mesh())
@@ -177,11 +274,24 @@ def refusals():
     d = Decoder(V, DirichletBC(V, 0.5, 1), bounds=(0, 1))
     z, g = torch.zeros(1, V.dim()).double(), torch.full((1, V.dim()), 3.0).double()
     yield lambda: d(z, g), "boundary values contradict"
+    nan = float("nan")
+    yield lambda: Decoder(V, bounds=(0, 1), mean=nan), "NaN or infinity in the mean"
+    yield lambda: d(z, g * nan), "NaN or infinity in the boundary data: the first is sample 0"
+    m = Decoder(V, bounds=(0, 1), mean=0.5)
+    yield lambda: m(z, mean=torch.tensor([nan])), "NaN or infinity in mean"
+    yield lambda: m.calibrate(z * nan), "NaN or infinity in the data"
     Q = FunctionSpace(mesh_of_cells("quadrilateral"), "Q", 1)
     yield (
         lambda: Decoder(Q, bounds=(0, 1)),
         "bounds is a promise for CG and DG.*got Q 1",
     )
+
+
+@pytest.mark.parametrize("bounds", [0.0, (0,), (0, 1, 2), ([0], [1]), ("a", 1), "ab"])
+def test_bounds_are_a_pair_of_numbers(bounds):
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 1)
+    with pytest.raises(TypeError, match=r"bounds must be a pair \(lower, upper\) of numbers"):
+        Decoder(V, bounds=bounds)
 
 
 @pytest.mark.parametrize(("call", "message"), list(refusals()))

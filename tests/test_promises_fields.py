@@ -128,6 +128,9 @@ def test_tangential_traces_of_a_gradient_are_kept_in_three_dimensions_too():
         assert cellwise(curl(u), u) < 1e-12
         assert fem.boundary_violation(u, decoder.bcs) == 0
         assert assemble(inner(u - v, u - v) * dx) > 1
+        traces = fem.to_tensor([field, field]).to(torch.bfloat16)
+        with pytest.raises(ValueError, match=r"tangential traces.*contradict"):
+            decoder(torch.zeros(2, decoder.latent.dim()), traces)  # rounded too much
         turn = as_vector([-x[1], x[0], 0][: len(x)])
         with pytest.raises(ValueError, match=r"tangential traces.*contradict"):
             Decoder(U, DirichletBC(U, turn, "on_boundary"), curl_free=True)
@@ -223,6 +226,12 @@ def refusals():
     yield lambda: d(z, divergence=torch.zeros(1, 8)), "promises none.*divergence=0.0"
     open_ = Decoder(U, divergence=0.0)
     yield lambda: open_(z, divergence=torch.zeros(1, 3)), r"shape \(1, 3\): expected \(1, 8\)"
+    nan = float("nan")
+    yield lambda: Decoder(U, divergence=nan), "NaN or infinity in the divergence"
+    yield lambda: Decoder(U, divergence=torch.full((8,), nan)), "NaN or infinity in the divergence"
+    yield lambda: open_(z, divergence=torch.full((1, 8), nan)), "the divergence: .* sample 0"
+    astray = torch.cat([g, g * nan])
+    yield lambda: d(z.expand(2, -1), astray * 0), "the boundary data: .* sample 1"
 
 
 @pytest.mark.parametrize(("call", "message"), list(refusals()))

@@ -158,6 +158,28 @@ def test_tensors_are_symmetric_with_a_mean():
         assert fem.boundary_violation(u, decoder.bcs) == 0
 
 
+def test_a_number_stands_for_all_samples():
+    mesh = UnitSquareMesh(3, 3)
+    U, n = FunctionSpace(mesh, "RT", 1), FacetNormal(mesh)
+    decoder = Decoder(U, zero_traces(U, (3, 4)), flux={1: 0.0, 2: 0.0}, mean=(0.0, 0.0))
+    z = large(decoder, torch.float64, 1.0)
+    mean = torch.tensor([[0.1, 0.0], [0.2, 0.0]], dtype=torch.float64)
+    for q in (-0.5, torch.tensor(-0.5), np.float64(-0.5)):
+        us = decoder.function(z, flux={1: q, 2: torch.tensor([0.3, 0.4])}, mean=mean)
+        for u, out, m in zip(us, (0.3, 0.4), (0.1, 0.2), strict=True):
+            assert assemble(inner(u, n) * ds(1)) == pytest.approx(-0.5, abs=1e-12)
+            assert assemble(inner(u, n) * ds(2)) == pytest.approx(out, abs=1e-7)  # of float32
+            assert assemble(u[0] * dx) == pytest.approx(m, abs=1e-12)
+    V = FunctionSpace(mesh, "CG", 2)
+    for given, names in (({}, {"mean": 0.7}), ({"bounds": (0, 1)}, {"mean": torch.tensor(0.7)})):
+        decoder = Decoder(V, mean=0.5, **given)
+        for u in decoder.function(large(decoder, torch.float64, 1.0), **names):
+            assert assemble(u * dx) == pytest.approx(0.7, abs=1e-7)
+    decoder = Decoder(V, integrals=[(lambda v: v * ds, 1.0)])
+    for u in decoder.function(large(decoder, torch.float64, 1.0), integrals=2.0):
+        assert assemble(u * ds) == pytest.approx(2.0, abs=1e-12)
+
+
 def refusals():
     mesh = UnitSquareMesh(2, 2)
     V, U = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "RT", 1)
@@ -186,7 +208,30 @@ def refusals():
     yield lambda: Decoder(T, symmetric=True, mean=spin), ValueError, "cannot be attained"
     d, z = Decoder(V, mean=1.0), torch.zeros(2, V.dim())
     yield lambda: d(z, flux={1: torch.zeros(2)}), ValueError, "flux for each sample"
-    yield lambda: d(z, mean=torch.zeros(3)), ValueError, r"mean of shape \(3,\): expected \(2, 1\)"
+    yield (
+        lambda: d(z, mean=torch.zeros(3)),
+        ValueError,
+        r"mean of shape \(3,\) for 2 samples: expected \(2,\), or a number",
+    )
+    W = VectorFunctionSpace(mesh, "CG", 1)
+    both, zs = Decoder(W, mean=(0, 0)), torch.zeros(2, W.dim())
+    yield lambda: both(zs, mean=1.0), ValueError, r"shape \(\) for 2 samples: expected \(2, 2\)."
+    nan = float("nan")
+    yield lambda: d(z, mean=torch.tensor([0.0, nan])), ValueError, "in mean: .* sample 1"
+    yield lambda: Decoder(V, flux={1: nan}), ValueError, "NaN"
+    q = Decoder(V, flux={1: 0.0})
+    yield lambda: q(z, flux={1: nan}), ValueError, "NaN or infinity in flux 1"
+    yield lambda: q(z, flux=0.5), ValueError, "as a mapping of the promised tags"
+    yield lambda: Decoder(V, through="proj"), ValueError, "through must be one of"
+    yield lambda: Decoder(V, through="projection"), ValueError, "none is promised: leave it out"
+    yield lambda: Decoder(V, flux=[1.0]), TypeError, "flux must be a mapping.* got list"
+    yield lambda: Decoder(V, flux=0.0), TypeError, "flux must be a mapping.* got float"
+    yield lambda: Decoder(V, flux={1: "a"}), TypeError, "flux through 1 must be a number, got 'a'"
+    recipe = [lambda v: v * dx]
+    yield lambda: Decoder(V, integrals=recipe), TypeError, r"pairs .* function as integrals\[0\]"
+    yield lambda: Decoder(V, integrals=recipe[0]), TypeError, "pairs .* into a list"
+    yield lambda: Decoder(V, integrals=[(recipe[0], None)]), TypeError, "integral 0 must be a num"
+    yield lambda: Decoder(V, symmetry=[(np.eye(2),)]), TypeError, "tuple of 1 as symmetry"
     yield lambda: d(z, integrals=torch.zeros(2, 1)), ValueError, "no such promise"
     yield lambda: d(z, speed=1), TypeError, "Unknown values for each sample: speed"
     yield lambda: Decoder(V)(z, mean=torch.zeros(2)), ValueError, "decoder without promises"

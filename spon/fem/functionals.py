@@ -15,6 +15,7 @@ from ufl.form import BaseForm
 
 from spon.fem.complexes import measure_of
 from spon.fem.spaces import mesh_of, name_of, to_tensor
+from spon.promises import require_finite
 from spon.promises.specification import Specification
 
 __all__ = ["Functionals", "is_recipe"]
@@ -128,9 +129,10 @@ class Functionals:
         ----------
         count : int
             Number of samples.
-        mean : Tensor, shape (batch,) or (batch, components), optional
-        flux : mapping from tag to Tensor of shape (batch,), optional
-        integrals : Tensor, shape (batch, number of integrals), optional
+        mean : number or Tensor, shape (batch,) or (batch, components), optional
+        flux : mapping from tag to number or Tensor of shape (batch,), optional
+        integrals : number or Tensor, shape (batch, number of integrals), optional
+            A number stands for all samples, where each has one.
 
         Returns
         -------
@@ -140,32 +142,34 @@ class Functionals:
         Raises
         ------
         ValueError
-            If the decoder has no such promise, or a shape is wrong.
+            If the decoder has no such promise, a shape is wrong, or there is NaN or infinity.
         """
         if mean is None and flux is None and integrals is None:
             return None, None
-        like = next(t for t in (mean, integrals, *(flux or {}).values()) if t is not None)
-        columns = torch.tensor(self.values).to(torch.as_tensor(like).device).expand(count, -1)
+        if flux is not None and (not isinstance(flux, Mapping) or set(flux) - set(self._tags)):
+            raise ValueError(
+                f"Expected flux for each sample as a mapping of the promised tags "
+                f"{self._tags}, got {list(flux) if isinstance(flux, Mapping) else flux}."
+            )
+        # Numbers come along to where the tensors are.
+        given = (mean, integrals, *(flux or {}).values())
+        device = next((t.device for t in given if isinstance(t, Tensor)), torch.device("cpu"))
+        columns = torch.tensor(self.values).to(device).expand(count, -1)
         parts, start, means = list(columns.unbind(1)), 0, None
         if mean is not None:
-            rows = self._checked(mean, count, self._means, "mean")
+            rows = self._checked(mean, count, self._means, "mean").to(device)
             if self._in_bounds:
                 means = rows
             else:
                 parts[: self._means] = rows.unbind(1)
         start = 0 if self._in_bounds else self._means
         if flux is not None:
-            if not isinstance(flux, Mapping) or set(flux) - set(self._tags):
-                raise ValueError(
-                    f"Expected flux for each sample as a mapping of the promised tags "
-                    f"{self._tags}, got {list(flux) if isinstance(flux, Mapping) else flux}."
-                )
             for tag, value in flux.items():
-                rows = self._checked(value, count, 1, f"flux {tag!r}")
+                rows = self._checked(value, count, 1, f"flux {tag!r}").to(device)
                 parts[start + self._tags.index(tag)] = rows[:, 0]
         start += len(self._tags)
         if integrals is not None:
-            rows = self._checked(integrals, count, self._integrals, "integrals")
+            rows = self._checked(integrals, count, self._integrals, "integrals").to(device)
             parts[start:] = rows.unbind(1)
         return (torch.stack(parts, 1) if parts else None), means
 
@@ -176,13 +180,17 @@ class Functionals:
                 f"{what.split()[0]}=."
             )
         rows = torch.as_tensor(given).double()
-        rows = rows.reshape(count, -1) if rows.ndim and len(rows) == count else rows
+        shape = tuple(rows.shape)
+        if not shape and width == 1:
+            rows = rows.expand(count, 1)
+        elif shape and shape[0] == count:
+            rows = rows.reshape(count, -1)
         if rows.shape != (count, width):
+            expected = f"({count},), or a number" if width == 1 else f"({count}, {width})"
             raise ValueError(
-                f"Got {what} of shape {tuple(torch.as_tensor(given).shape)}: expected ({count}, "
-                f"{width})."
+                f"Got {what} of shape {shape} for {count} samples: expected {expected}."
             )
-        return rows
+        return require_finite(rows, what)
 
 
 def _row(form: Any) -> np.ndarray:

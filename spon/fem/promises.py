@@ -28,7 +28,7 @@ from spon.fem.functionals import Functionals, is_recipe
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import is_function, mesh_of, name_of, space_on, to_tensor
 from spon.fem.symmetry import group_average
-from spon.promises import Bounds, GroupAverage, Integrals, Pipeline, Symmetric
+from spon.promises import Bounds, GroupAverage, Integrals, Pipeline, Symmetric, require_finite
 from spon.promises.specification import Specification
 from spon.sparse import SparseMap
 
@@ -65,7 +65,6 @@ class KeptPromises:
         self.kernel: Kernel | None = None
         self.source: Tensor | None = None
         self.given = given
-        given.check_composition()
         fixed, prescribed = torch.from_numpy(trace), torch.from_numpy(values)
         potential = particular = bounds = integrals = None
         symmetric: Symmetric | GroupAverage | None = None
@@ -131,6 +130,7 @@ class KeptPromises:
                     f"Got a divergence of shape {tuple(source.shape)}: expected ({count}, "
                     f"{W.dim()}), coefficients in {name_of(W)}."
                 )
+            require_finite(source, "the divergence")
         integrals, mean = self.functionals.collect(count, **given)
         return source, mean, integrals
 
@@ -215,7 +215,16 @@ def source_coefficients(source: Any, W: Any) -> Tensor:
     source : number, UFL expression, Function, callable of `W`, or Tensor of shape (W.dim(),)
         What does not lie in `W` is projected onto it in L2.
     W : FunctionSpace
+
+    Raises
+    ------
+    ValueError
+        If coefficients have the wrong shape, or the divergence is NaN or infinite somewhere.
     """
+    return require_finite(_source_coefficients(source, W), "the divergence")
+
+
+def _source_coefficients(source: Any, W: Any) -> Tensor:
     if is_recipe(source):
         source = source(W)
     if isinstance(source, Tensor | np.ndarray):
@@ -280,6 +289,7 @@ def _bounds(U: Any, given: Specification, fixed: Tensor) -> Bounds:
         mean = torch.tensor(np.asarray(given.mean, np.float64).reshape(-1))
         if len(mean) != U.value_size:
             raise ValueError(f"Got {len(mean)} means for {U.value_size} components.")
+        require_finite(mean, "the mean")
     return Bounds(
         SparseMap(to_bernstein),
         SparseMap(from_bernstein),

@@ -3,8 +3,8 @@
 `spon.fem.promises` builds them from spaces and boundary conditions; nothing here knows Firedrake.
 """
 
-from spon.promises.base import InDouble, Promise
-from spon.promises.bounds import Bounds, soft_clip
+from spon.promises.base import InDouble, Promise, require_finite
+from spon.promises.bounds import Bounds, Margin, fit_margins, soft_clip
 from spon.promises.gradient_traces import GradientTraces
 from spon.promises.integrals import Integrals
 from spon.promises.particular import Particular
@@ -20,6 +20,7 @@ __all__ = [
     "GroupAverage",
     "InDouble",
     "Integrals",
+    "Margin",
     "Particular",
     "Pipeline",
     "Potential",
@@ -27,5 +28,7 @@ __all__ = [
     "Promise",
     "Specification",
     "Symmetric",
+    "fit_margins",
+    "require_finite",
     "soft_clip",
 ]

@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InDouble", "Promise"]
+__all__ = ["InDouble", "Promise", "require_finite"]
 
 
 class Promise(Protocol):
@@ -35,3 +35,31 @@ class InDouble(nn.Module):
             return t if t.device == device else t.to(device)
 
         return super()._apply(move, recurse)
+
+
+def require_finite(values: Tensor, what: str, where: Tensor | None = None) -> Tensor:
+    """Return `values` if they are finite; a comparison with NaN finds nothing wrong later.
+
+    Parameters
+    ----------
+    values : Tensor, shape (batch, n) or (n,)
+    what : str
+        What they are, for the message.
+    where : Tensor of bool, shape (n,), optional
+        Entries that count; all of them by default.
+
+    Raises
+    ------
+    ValueError
+        If there is NaN or infinity.
+    """
+    bad = ~torch.isfinite(values)
+    if where is not None:
+        bad = bad & where
+    if bad.any():
+        hint = "give finite numbers."
+        if bad.ndim == 2:
+            first = int(bad.any(1).nonzero()[0])
+            hint = f"the first is sample {first}. Give finite numbers, or leave such samples out."
+        raise ValueError(f"Got NaN or infinity in {what}: {hint}")
+    return values

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from spon.copying import share_buffers
 from spon.promises.base import InDouble
+from spon.promises.specification import MARGIN
 from spon.sparse import SparseMap
 
-__all__ = ["Bounds", "soft_clip"]
+__all__ = ["Bounds", "Margin", "fit_margins", "soft_clip"]
 
 
-def soft_clip(x: Tensor, lower: float | None, upper: float | None, margin: float) -> Tensor:
+def soft_clip(
+    x: Tensor, lower: float | None, upper: float | None, margin: float | Tensor
+) -> Tensor:
     """The identity at a distance of `margin` from the bounds, bent towards them outside.
 
     At ``t * margin`` beyond that, the distance from the bound is ``margin / (1 + t)``. The
@@ -22,7 +29,7 @@ def soft_clip(x: Tensor, lower: float | None, upper: float | None, margin: float
     ----------
     x : Tensor
     lower, upper : float or None
-    margin : float
+    margin : float or Tensor, shape ()
         Positive; at most half of ``upper - lower``.
 
     Returns
@@ -38,11 +45,47 @@ def soft_clip(x: Tensor, lower: float | None, upper: float | None, margin: float
     return x
 
 
+class Margin(InDouble):
+    """How far from the bounds values begin to be bent: one number, kept in the state dict.
+
+    Parameters
+    ----------
+    default : float
+        Until data are known.
+    fitted : bool
+        Whether it is taken from data. Otherwise it follows from the bounds, and is in no file.
+    """
+
+    value: Tensor
+
+    def __init__(self, default: float, fitted: bool) -> None:
+        super().__init__()
+        self.default, self.fitted = float(default), fitted
+        value = torch.tensor(self.default, dtype=torch.float64)
+        self.register_buffer("value", value, persistent=fitted)
+
+    def share(self, other: Margin) -> None:
+        """Use the very number of another margin, now and whenever it changes."""
+        share_buffers(self, other)
+
+    @property
+    def added_later(self) -> tuple[str, ...]:
+        """Buffers that older files lack."""
+        return ("value",) if self.fitted else ()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        for name in self.added_later:
+            # Networks in older files were trained with this one.
+            state_dict.setdefault(prefix + name, torch.tensor(self.default, dtype=torch.float64))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
 class Bounds(InDouble):
     """Bend the Bernstein coefficients into the bounds, and scale them to a mean if one is asked.
 
     A polynomial lies in the convex hull of its Bernstein coefficients. Functions whose
-    coefficients keep a distance of `margin` from the bounds come back unchanged.
+    coefficients keep a distance of `margin` from the bounds come back unchanged. With one bound
+    there is no range to take it from: `fit_margins` takes it from data.
 
     Parameters
     ----------
@@ -51,6 +94,7 @@ class Bounds(InDouble):
     lower, upper : float or None
         For each component.
     margin : float
+        As long as no data are known.
     fixed : Tensor of bool, shape (nodes * components,)
         Prescribed dofs.
     weights : Tensor, shape (nodes,)
@@ -76,7 +120,8 @@ class Bounds(InDouble):
     ) -> None:
         super().__init__()
         self.to_bernstein, self.from_bernstein = to_bernstein, from_bernstein
-        self.lower, self.upper, self.margin = lower, upper, margin
+        self.lower, self.upper = lower, upper
+        self.margin = Margin(margin, fitted=lower is None or upper is None)
         nodes = len(weights)
         self.register_buffer("fixed", fixed.reshape(nodes, -1), persistent=False)
         self.register_buffer("weights", weights, persistent=False)
@@ -107,18 +152,35 @@ class Bounds(InDouble):
         raw = self.to_bernstein(columns)
         fixed = self.fixed[:, None]
         self._check_fixed(raw, fixed)
-        b = torch.where(fixed, raw, soft_clip(raw, self.lower, self.upper, self.margin))
+        b = torch.where(fixed, raw, soft_clip(raw, self.lower, self.upper, self.margin.value))
         mean = self.mean if mean is None else mean
         if mean is not None:
             b = self._with_mean(b, fixed, mean)
         return self.from_bernstein(b).transpose(0, 1).reshape(len(x), -1)
+
+    def mean_squares(self, x: Tensor) -> Tensor:
+        """Mean square distance of Bernstein coefficients from the one bound, over the domain.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, nodes * components)
+
+        Returns
+        -------
+        Tensor, shape (batch,)
+        """
+        nodes, components = self.fixed.shape
+        raw = self.to_bernstein(x.double().reshape(len(x), nodes, components).transpose(0, 1))
+        bound = self.upper if self.lower is None else self.lower
+        # The same on any mesh, with positive weights.
+        return self.weights @ (raw - bound).square().mean(2)
 
     def _check_fixed(self, raw: Tensor, fixed: Tensor) -> None:
         if not bool(self.fixed.any()):
             return
         with torch.no_grad():
             held = raw.masked_select(fixed.expand_as(raw))
-            slack = 1e-6 * self.margin
+            slack = 1e-6 * self.margin.default
             low = self.lower is not None and bool((held < self.lower - slack).any())
             high = self.upper is not None and bool((held > self.upper + slack).any())
         if low or high:
@@ -153,7 +215,7 @@ class Bounds(InDouble):
         return torch.where(now > mu, up, down)
 
     def _check_mean(self, mu: Tensor, mean: Tensor) -> None:
-        slack = 1e-9 * self.margin
+        slack = 1e-9 * self.margin.default
         with torch.no_grad():
             low = self.lower is not None and bool((mu < self.lower - slack).any())
             high = self.upper is not None and bool((mu > self.upper + slack).any())
@@ -164,6 +226,29 @@ class Bounds(InDouble):
                 f"with the prescribed boundary values, the rest would have to be {worst:.6g} on "
                 "average. Change the mean, or widen the bounds."
             )
+
+
+def fit_margins(bounds: Sequence[Bounds], data: Sequence[Tensor]) -> None:
+    """Take the margin from functions on several meshes: a twentieth of their distance's size.
+
+    Where there are two bounds it is a twentieth of the range, whatever the data.
+
+    Parameters
+    ----------
+    bounds : sequence of Bounds
+        The same bounds on each mesh; the first one takes the number, and with it those that share
+        it.
+    data : sequence of Tensor, shapes (n_i, nodes * components on that mesh)
+    """
+    margin = bounds[0].margin
+    if not margin.fitted:
+        return
+    with torch.no_grad():
+        squares = [b.mean_squares(x) for b, x in zip(bounds, data, strict=True)]
+        size = torch.cat(squares).mean().sqrt()
+        # Functions that are at the bound everywhere have no size.
+        if size > 0:
+            margin.value.fill_(float(MARGIN * size))
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

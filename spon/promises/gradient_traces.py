@@ -53,7 +53,13 @@ class GradientTraces(InDouble):
         self.register_buffer("default", torch.zeros(len(trace)).double(), persistent=False)
 
     def set_default(self, traces: Tensor, source: Tensor) -> None:
-        """Keep the field of these traces, shape (dim,); there is no source."""
+        """Keep the field of these traces, shape (dim,); there is no source.
+
+        Raises
+        ------
+        ValueError
+            If the traces are those of no gradient.
+        """
         self.default = self.solve(traces[None])[0]
 
     def solve(self, traces: Tensor) -> Tensor:
@@ -77,7 +83,8 @@ class GradientTraces(InDouble):
         for _ in range(2):
             p = p + self.normal(self.along.T(g - self.along(p)))
         miss = (g - self.along(p)).abs().amax(0)
-        if (miss > _TOLERANCE[traces.dtype] * g.abs().amax(0)).any():
+        tolerance = _TOLERANCE.get(traces.dtype, _TOLERANCE[torch.float32])
+        if (miss > tolerance * g.abs().amax(0)).any():
             raise ValueError(
                 f"The prescribed tangential traces contradict curl_free=True: around a closed path "
                 f"on the boundary they do not add up to zero (dofs off by {float(miss.max()):.3g})."
@@ -90,5 +97,11 @@ class GradientTraces(InDouble):
         return self.gradient(x).T
 
     def forward(self, traces: Tensor | None, source: Tensor | None) -> Tensor:
-        """As `solve`; None stands for the default traces."""
+        """As `solve`; None stands for the default traces.
+
+        Raises
+        ------
+        ValueError
+            As `solve`.
+        """
         return self.default[None] if traces is None else self.solve(torch.atleast_2d(traces))

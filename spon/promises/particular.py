@@ -115,7 +115,13 @@ class Particular(InDouble):
         return g.expand(y.shape[1], -1).index_copy(1, self._free, y[: len(self._free)].T)
 
     def forward(self, traces: Tensor | None, source: Tensor | None) -> Tensor:
-        """As `solve`; None stands for the default data."""
+        """As `solve`; None stands for the default data.
+
+        Raises
+        ------
+        ValueError
+            As `solve`.
+        """
         if traces is None and source is None:
             return self.default[None]
         g = self.default if traces is None else traces

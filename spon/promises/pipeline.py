@@ -78,6 +78,12 @@ class Pipeline(InDouble):
         Returns
         -------
         Tensor, shape (batch, dim)
+
+        Raises
+        ------
+        ValueError
+            If traces, divergence, means and integrals contradict each other or the bounds, or
+            boundary data of symmetric functions are not symmetric.
         """
         u = x if self.potential is None else self.potential(x)
         if self.symmetric is not None:

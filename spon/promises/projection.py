@@ -15,8 +15,8 @@ __all__ = ["Projection"]
 class Projection(InDouble):
     """L2 projection onto the fields without divergence (or curl) and without traces.
 
-    A field that has them is nearer to its projection than to what was projected: where the truth
-    keeps the promise, no error grows by it.
+    A field without them is nearer, in L2, to the projection than to what was projected: where the
+    truth keeps the promise, the L2 error of a prediction does not grow by it.
 
     Parameters
     ----------

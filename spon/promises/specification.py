@@ -5,16 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
-__all__ = ["Specification"]
+__all__ = ["MARGIN", "Specification"]
 
+MARGIN = 0.05  # of the range of values, or of their size
 _THROUGH = ("potential", "projection")
 
 
 @dataclass(frozen=True)
 class Specification:
-    """The promises of a decoder, as its keywords take them."""
+    """The promises of a decoder, as its keywords take them.
+
+    Attributes
+    ----------
+    divergence_free, curl_free : bool
+        The derivative vanishes in each cell.
+    divergence : number, UFL expression, Function, callable or Tensor, optional
+        What the divergence is in each cell.
+    mean : number or sequence, optional
+        Mean over the domain, in the shape of the values.
+    integrals : tuple of (functional, float)
+        Functionals and their values; any sequence of pairs is taken.
+    flux : dict from tags to float
+        Integrals over parts of the boundary; any mapping is taken.
+    bounds : tuple of (float or None, float or None), optional
+        Lower and upper bound of each component.
+    symmetric : bool
+        Tensors are symmetric.
+    symmetry : tuple of (A, b)
+        Maps x -> A x + b of a group; any sequence of pairs is taken.
+    through : {"potential", "projection"}
+        How a divergence or a curl is kept.
+
+    Raises
+    ------
+    TypeError
+        If integrals, flux, bounds or symmetry are of another form.
+    """
 
     divergence_free: bool = False
     curl_free: bool = False
@@ -26,6 +55,18 @@ class Specification:
     symmetric: bool = False
     symmetry: Sequence[tuple[Any, Any]] = ()
     through: str = "potential"
+
+    def __post_init__(self) -> None:
+        integrals = _pairs("integrals", "(functional, value)", self.integrals)
+        values = [_number(f"The value of integral {i}", v) for i, (_, v) in enumerate(integrals)]
+        given = {
+            "integrals": tuple((f, v) for (f, _), v in zip(integrals, values, strict=True)),
+            "flux": _flux(self.flux),
+            "bounds": _bounds(self.bounds),
+            "symmetry": _pairs("symmetry", "(A, b)", self.symmetry),
+        }
+        for name, value in given.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def empty(self) -> bool:
@@ -50,13 +91,13 @@ class Specification:
         """Distance from the bounds at which values begin to be bent.
 
         A twentieth of the range. With one bound there is no range: a twentieth of the bound, or of
-        one where that is zero.
+        one where that is zero, until data say how far from it values lie (`Margin`).
         """
         lower, upper = self.bounds or (None, None)
         if lower is not None and upper is not None:
-            return 0.05 * (upper - lower)
+            return MARGIN * (upper - lower)
         one = lower if lower is not None else upper
-        return 0.05 * (abs(one) if one else 1.0)
+        return MARGIN * (abs(one) if one else 1.0)
 
     def check_composition(self) -> None:
         """Refuse promises that contradict each other whatever the space.
@@ -110,3 +151,49 @@ class Specification:
                 "bounds go together with mean=, not with flux= or integrals=: correcting those "
                 "would leave the bounds. Leave one of the two out."
             )
+
+
+def _pairs(name: str, form: str, given: Any) -> tuple[Any, ...]:
+    if isinstance(given, str | Mapping) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            f"{name} must be a sequence of pairs {form}, got {type(given).__name__}: put the pairs "
+            "into a list."
+        )
+    pairs = tuple(given)
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            length = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+            raise TypeError(
+                f"{name} must be a sequence of pairs {form}, got {type(pair).__name__}{length} as "
+                f"{name}[{i}]."
+            )
+    return pairs
+
+
+def _flux(given: Any) -> dict[Any, float]:
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            "flux must be a mapping from boundary tags to values, {1: 0.5} for example, got "
+            f"{type(given).__name__}."
+        )
+    return {tag: _number(f"The flux through {tag!r}", value) for tag, value in given.items()}
+
+
+def _bounds(given: Any) -> tuple[float | None, float | None] | None:
+    if given is None:
+        return None
+    pair = tuple(given) if hasattr(given, "__iter__") else ()
+    if len(pair) != 2 or not all(b is None or isinstance(b, Real) for b in pair):
+        raise TypeError(
+            "bounds must be a pair (lower, upper) of numbers for all components, with None for no "
+            f"bound, got {given!r}."
+        )
+    lower, upper = (b if b is None or isinstance(b, int | float) else float(b) for b in pair)
+    return lower, upper
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{what} must be a number, got {value!r}.") from error
