@@ -36,7 +36,8 @@ def demo_table():
         r = row["report"]
         lines.append(
             f"| `{row['demo']}` | {row['dofs']:,} "
-            f"| {r['mean_error']:.2%} ({r['largest_error']:.2%}) | {r['boundary_violation']:g} "
+            f"| {100 * r['mean_error']:.3g}% ({100 * r['largest_error']:.3g}%) "
+            f"| {r['boundary_violation']:g} "
             f"| {row['data_seconds']:.0f} s, {row['training_seconds']:.0f} s | "
             f"{1e3 * r['solver_seconds']:.2f} ms | {1e3 * r['network_seconds']:.2f} ms |"
         )

@@ -3,7 +3,9 @@
     -div(grad u) = f   in a spur gear with bore, key slot and six holes,   u = 0 on its boundary.
 
 The sources are Gaussian random fields in CG 1, the solutions lie in CG 2. The network learns the
-solution operator from pairs and is compared with finite elements on sources it has not seen.
+solution operator from pairs and is compared with finite elements on sources it has not seen. This
+operator is linear with constant coefficients, a function of the Laplacian: `fit` finds it in closed
+form, from solves with M + alpha K at several alpha, and training has nothing left to do.
 """
 
 import sys
@@ -38,19 +40,17 @@ solver = LinearVariationalSolver(
 )
 problem = spon.Problem({"f": f}, {"u": u}, solver.solve)
 sampler = {"f": spon.samplers.GaussianRandomField(F, length=0.2)}
-samples = spon.generate(problem, sampler, 40 if QUICK else 1000, OUT / "train.h5", seed=0)
+samples = spon.generate(problem, sampler, 40 if QUICK else 200, OUT / "train.h5", seed=0)
 unseen = spon.generate(problem, sampler, 10 if QUICK else 100, OUT / "unseen.h5", seed=1)
 
 torch.manual_seed(0)
-net = spon.OperatorNetwork(
-    spon.Encoder(F), spon.processors.Spectral(points=600), spon.Decoder(U, bcs=rim)
-)
+net = spon.OperatorNetwork(spon.Encoder(F), spon.processors.Resolvent(), spon.Decoder(U, bcs=rim))
 spon.fit(
     net,
     samples,
     loss=spon.losses.RelativeError(U, "L2"),
-    epochs=2 if QUICK else 16,
-    lr=4e-3,
+    epochs=2 if QUICK else 4,
+    lr=1e-4,
     checkpoint=OUT / "training.pt",
     log=OUT / "training.csv",
     plot=OUT / "training.png",

@@ -54,8 +54,8 @@ class Report:
     def __str__(self) -> str:
         e = self.errors
         lines = [
-            f"relative {self.norm} error on {len(e)} unseen samples: mean {e.mean():.2%}, "
-            f"median {e.median():.2%}, worst {e.max():.2%}",
+            f"relative {self.norm} error on {len(e)} unseen samples: mean {100 * e.mean():.3g}%, "
+            f"median {100 * e.median():.3g}%, worst {100 * e.max():.3g}%",
             f"violation of the boundary conditions: {self.boundary_violation:.1e}",
             f"time for a sample: network {1e3 * self.network_seconds:.3f} ms in a batch, "
             f"{1e3 * self.single_seconds:.2f} ms alone",
