@@ -326,8 +326,10 @@ def _draw_training(axis: Any, networks: Any, looks: Any) -> None:
     for n in networks:
         for i, r in enumerate(n["runs"]):
             if len(r["curve"]) > 1:
-                # Before the first step there is no time on a logarithmic axis.
-                seconds, errors = zip(*(c for c in r["curve"] if c[0] > 0), strict=True)
+                # The look before the first step would make the axis long: not before a set-up that
+                # took a hundredth of the budget.
+                last = r["curve"][-1][0]
+                seconds, errors = zip(*(c for c in r["curve"] if c[0] > 0.01 * last), strict=True)
                 label = n["network"] if i == 0 else None
                 axis.loglog(
                     seconds, [100 * e for e in errors], lw=1.2, label=label,
@@ -384,6 +386,8 @@ def _plain_numbers(axis: Any, form: str = "{x:g}") -> None:
 
     low, high = axis.get_data_interval()
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 30 * low else (1.0, 2.0, 5.0)
+    if high > 300 * low:
+        subs = (1.0,) if high > 3000 * low else (1.0, 3.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(form)
     axis.set_minor_formatter(NullFormatter())
