@@ -52,7 +52,42 @@ def blocks(where: Callable[[dict[str, Any]], str]) -> dict[str, Callable[[], str
     where : callable
         From a record to its machine in words.
     """
-    return {f"operator-learning-{n}": partial(block, n, where) for n in NAMES}
+    found: dict[str, Callable[[], str]] = {
+        f"operator-learning-{n}": partial(block, n, where) for n in NAMES
+    }
+    return {**found, "operator-learning-headline": headline}
+
+
+def headline() -> str:
+    """One row for each problem: our best network by validation, FNO, the other rivals' best."""
+    lines = [
+        "| problem | our network | weights | relative L2 error | FNO (tuned) | best other rival |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in NAMES:
+        record = load(name)
+        if record is None:
+            continue
+        networks = [n for n in record["results"]["networks"] if n["summary"]["runs"]]
+        test = next(iter(record["settings"]["tests"]))
+
+        def best(some: list[dict[str, Any]], test: str = test, named: bool = True) -> str:
+            if not some:
+                return ""
+            n = min(some, key=lambda n: n["summary"]["validation"]["mean"])
+            error = _percent(n["summary"][test]["error"]["mean"])
+            return f"{error} ({n['network']})" if named else error
+
+        ours = [n for n in networks if n["ours"]]
+        fno = [n for n in networks if n["network"] == "FNO"]
+        others = [n for n in networks if not n["ours"] and n["network"] != "FNO"]
+        mine = min(ours, key=lambda n: n["summary"]["validation"]["mean"])
+        lines.append(
+            f"| {record['settings']['title']} | `{mine['network']}` "
+            f"| {mine['summary']['weights']:,} | {best(ours, named=False)} "
+            f"| {best(fno, named=False)} | {best(others)} |"
+        )
+    return "\n".join(lines)
 
 
 def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:
