@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from operator_learning import training
 from operator_learning.problems import Problem, Samples
-from operator_learning.training import Budget, Optimiser, predict, train
+from operator_learning.training import CHECKS, Budget, Optimiser, predict, train
 
 __all__ = ["Network", "Plan", "Records", "Tried", "compare", "settings"]
 
@@ -244,7 +244,9 @@ def run(
     model = network.build(problem, **setting["model"])
     setup = time.process_time() - start
     optimiser = Optimiser(**setting["training"])
-    trained = train(model, problem.train, problem.validation, optimiser, budget, seed, setup)
+    checks = CHECKS if test else CHECKS // 2
+    data = (problem.train, problem.validation)
+    trained = train(model, *data, optimiser, budget, seed, setup, checks)
     record = {
         "key": key,
         **identity,

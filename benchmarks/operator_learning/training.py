@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from operator_learning.problems import Samples
 
-__all__ = ["Budget", "Optimiser", "predict", "resident_peak", "train"]
+__all__ = ["CHECKS", "Budget", "Optimiser", "predict", "resident_peak", "train"]
 
-_CHECKS = 12  # looks at the validation samples, evenly over the budget
+CHECKS = 12  # looks at the validation samples, evenly over the budget
 _WARM_UP = 0.15  # share of the budget in which the learning rate rises
 _EVALUATION_BATCH = 50
 
@@ -60,6 +60,7 @@ def train(
     budget: Budget,
     seed: int,
     setup: float = 0.0,
+    checks: int = CHECKS,
 ) -> dict[str, Any]:
     """Minimise the mean relative error over the training samples.
 
@@ -79,6 +80,8 @@ def train(
         Of the order of the samples.
     setup : float, optional
         CPU seconds that were spent on the model before, part of the budget.
+    checks : int, optional
+        Looks at the validation samples after the first, evenly over the budget.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def train(
         step += 1
         spent = time.process_time() - start
         used = max(spent / budget.seconds, step / (steps_an_epoch * budget.epochs))
-        if used - mark >= 1.0 / _CHECKS or used >= 1.0:
+        if used - mark >= 1.0 / checks or used >= 1.0:
             mark = used
             look = time.process_time()
             if not watch(spent):
