@@ -26,6 +26,8 @@ NAMES = (
     "darcy_flux",
 )
 _MISSING = "Not measured yet: `python benchmarks/operator_learning/run.py --problem {}`."
+# What tells problems of the same title from each other.
+_VARIANTS = {"darcy_holes": ", lognormal", "darcy_holes_two_phase": ", two phases"}
 _PLAIN = "message passing"
 _NONE = 1e-6  # the solution that the others are measured against has no error of its own
 # How test sets and measures are called in a table.
@@ -83,11 +85,15 @@ def headline() -> str:
         others = [n for n in networks if not n["ours"] and n["network"] != "FNO"]
         mine = min(ours, key=lambda n: n["summary"]["validation"]["mean"])
         lines.append(
-            f"| {record['settings']['title']} | `{mine['network']}` "
+            f"| {_title(name, record)} | `{mine['network']}` "
             f"| {mine['summary']['weights']:,} | {best(ours, named=False)} "
             f"| {best(fno, named=False)} | {best(others)} |"
         )
     return "\n".join(lines)
+
+
+def _title(name: str, record: dict[str, Any]) -> str:
+    return f"{record['settings']['title']}{_VARIANTS.get(name, '')}"
 
 
 def block(name: str, where: Callable[[dict[str, Any]], str]) -> str:
@@ -330,7 +336,7 @@ def picture(name: str, record: dict[str, Any], path: Path) -> None:
     _draw_times(axes[1, 1], networks, record["results"]["solvers"], tests[0], looks)
     for axis in axes.flat:
         axis.grid(alpha=0.3, which="both")
-    figure.suptitle(f"{record['settings']['title']}: relative L2 error, %")
+    figure.suptitle(f"{_title(name, record)}: relative L2 error, %")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     figure.savefig(temporary, dpi=100, format="png")
