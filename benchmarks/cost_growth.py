@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import arguments, write
+from common import RESULTS, arguments, write
 from firedrake import DirichletBC, FunctionSpace, MeshHierarchy
 
 import spon
@@ -57,11 +57,10 @@ def network(name, mesh):
     return spon.OperatorNetwork(spon.Encoder(space), processor, decoder), space
 
 
-def median_cpu(call, repeats=5):
-    """Median CPU seconds, after one call that is not counted."""
-    call()
+def median_cpu(call, repeats=5, least=10.0):
+    """Median CPU seconds of up to so many calls, fewer where these take longer than `least`."""
     times = []
-    for _ in range(repeats):
+    while len(times) < repeats and sum(times) < least:
         start = time.process_time()
         call()
         times.append(time.process_time() - start)
@@ -132,7 +131,7 @@ def measure_bandwidth(refinements):
     u, v = TrialFunction(space), TestFunction(space)
     stiffness = spon.fem.sparse_map(inner(grad(u), grad(v)) * dx)
     big = torch.zeros(32_000_000)
-    target = torch.empty_like(big)
+    target = big.clone()
     copy = 2 * 4 * len(big) / median_cpu(lambda: target.copy_(big)) / 1e9
     rows = []
     for dtype, size in ((torch.float32, 4), (torch.float64, 8)):
@@ -144,6 +143,7 @@ def measure_bandwidth(refinements):
             for _ in range(repeats):
                 matrix(x)
 
+        product()
         moved = matrix.nnz * (size + 4) + 4 * space.dim() + 2 * space.dim() * COLUMNS * size
         rate = repeats * moved / median_cpu(product) / 1e9
         rows.append(
@@ -161,13 +161,23 @@ def slope(rows, key):
     return float(np.polyfit(sizes, np.log([max(row[key], 1e-3) for row in rows]), 1)[0])
 
 
-def child(*what):
-    """A measurement in a process of its own."""
+def child(*what, kept):
+    """A measurement in a process of its own, or what a finished one left in the file `kept`."""
+    key = " ".join(map(str, what))
+    known = {}
+    if kept.exists():
+        known = dict(json.loads(line) for line in kept.read_text().splitlines())
+    if key in known:
+        return known[key]
     command = [sys.executable, __file__, "--child", *map(str, what)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, what))} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        sys.exit(f"{key} failed:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("a") as file:
+        file.write(json.dumps([key, found]) + "\n")
+    return found
 
 
 def main():
@@ -188,10 +198,12 @@ def main():
     names = ("spectral", "multigrid") if args.quick else [n for n in PROCESSORS if n in known]
     sizes = REFINEMENTS[:2] if args.quick else REFINEMENTS
     results = {"networks": [], "slopes": [], "bandwidth": []}
+    # Finished measurements; delete the file to take them anew.
+    kept = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
     for name in names:
         rows = []
         for refinements in sizes:
-            rows.append(child(name, refinements))
+            rows.append(child(name, refinements, kept=kept))
             row = rows[-1]
             print(
                 f"{name:16s} {row['dofs']:8,} dofs: set-up {row['setup_s']:.1f} s, training "
@@ -204,7 +216,7 @@ def main():
         results["slopes"].append({"network": name, **{k: slope(rows, k) for k in keys}})
         print(results["slopes"][-1], flush=True)
     for refinements in sizes:
-        results["bandwidth"] += child("bandwidth", refinements)
+        results["bandwidth"] += child("bandwidth", refinements, kept=kept)
         print(results["bandwidth"][-2:], flush=True)
     write("cost_growth", results, {"batch": BATCH, "columns": COLUMNS}, args.output, args.quick)
 
