@@ -31,8 +31,8 @@ from operator_learning.training import Budget
 
 NAME = "accuracy_cost"
 SPACES = [(1, 8), (1, 16), (1, 32), (1, 64), (2, 4), (2, 8), (2, 16), (2, 32)]
-SQUARE_SECONDS = 30.0
-BUDGETS = (10.0, 30.0, 90.0)
+SQUARE_SECONDS = 20.0
+BUDGETS = (10.0, 30.0, 60.0)
 EPOCHS = 100_000  # the budget is in seconds alone
 _ELLIPTIC = {"lr": 4e-3, "weight_decay": 1e-2, "clip": 1.0}
 _SPECTRAL = {"lr": 4e-3, "weight_decay": 1e-2}

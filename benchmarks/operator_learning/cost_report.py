@@ -156,19 +156,19 @@ def _growth(record: dict[str, Any]) -> str:
     sizes = sorted({r["dofs"] for r in rows})
     lines = [
         f"Exponents of growth from {sizes[0]:,} to {sizes[-1]:,} dofs, and costs a sample at the "
-        "largest:",
+        "largest size:",
         "",
-        "| network | " + " | ".join(_COSTS.values()) + " | a training step | inference "
+        "| network | " + " | ".join(_COSTS.values()) + " | dofs | a training step | inference "
         "| memory of training |",
-        "|---" * (len(_COSTS) + 4) + "|",
+        "|---" * (len(_COSTS) + 5) + "|",
     ]
     for s in results["slopes"]:
-        (last,) = (r for r in rows if r["network"] == s["network"] and r["dofs"] == sizes[-1])
+        last = max((r for r in rows if r["network"] == s["network"]), key=lambda r: r["dofs"])
         lines.append(
             f"| `{s['network']}` | "
             + " | ".join(f"{s[k]:.2f}" for k in _COSTS)
-            + f" | {last['training_ms']:,.0f} ms | {last['inference_ms']:,.0f} ms "
-            f"| {last['training_mb']:,.0f} MB |"
+            + f" | {last['dofs']:,} | {last['training_ms']:,.0f} ms "
+            f"| {last['inference_ms']:,.0f} ms | {last['training_mb']:,.0f} MB |"
         )
     lines += [
         "",
