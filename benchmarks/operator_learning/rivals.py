@@ -247,6 +247,14 @@ def _deeponet_settings(problem: Problem) -> list[dict[str, Any]]:
         ({"width": 128, "depth": 5, "branch": "convolutions"}, {"lr": 1e-3, "weight_decay": 1e-2}),
         ({"width": 64, "depth": 4, "basis": 64}, {"lr": 3e-3, "weight_decay": 1e-2}),
     ]
+    if problem.level.components > 1:
+        # deepxde splits the outputs of dense branches only.
+        tried = [s for s in tried if "branch" not in s[0]]
+        tried += [
+            ({"width": 256, "depth": 4}, {"lr": 1e-3, "weight_decay": 1e-1}),
+            ({"width": 128, "depth": 5, "basis": 64}, {"lr": 1e-3, "weight_decay": 1e-2}),
+            ({"width": 128, "depth": 2}, {"lr": 2e-3, "weight_decay": 1e-1}),
+        ]
     return settings(tried)
 
 
