@@ -49,7 +49,7 @@ def _block(name: str, text: Callable[[dict[str, Any]], str], where: Where) -> st
     record = _load(name)
     if record is None:
         return f"Not measured yet: `{_COMMANDS[name]}`."
-    picture = f"![{name.replace('_', ' ')}](images/{name}.png)"
+    picture = f"![{name.split('-')[-1].replace('_', ' ')}](images/{name}.png)"
     return f"{picture}\n\n{text(record)}\n\nMeasured on {where(record)}."
 
 
@@ -98,8 +98,8 @@ def _accuracy(record: dict[str, Any]) -> str:
         )
     s = record["settings"]
     return "\n".join(
-        [*lines, "", f"Means of {s['seeds']} seeds; {s['seconds']:g} CPU seconds of training in "
-         "the first table."]
+        [*lines, "", f"{'One seed' if s['seeds'] == 1 else str(s['seeds']) + ' seeds'}; "
+         f"{s['seconds']:g} CPU seconds of training in the first table."]
     )  # fmt: skip
 
 
