@@ -199,7 +199,7 @@ def main():
     names = ("spectral", "multigrid") if args.quick else [n for n in PROCESSORS if n in known]
     sizes = REFINEMENTS[:2] if args.quick else REFINEMENTS
     results = {"networks": [], "slopes": [], "bandwidth": []}
-    # Finished measurements; delete the file to take them anew.
+    # Finished measurements of a run that was cut off; the next one takes all anew.
     kept = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
     for name in names:
         rows = []
@@ -220,6 +220,7 @@ def main():
         results["bandwidth"] += child("bandwidth", refinements, kept=kept)
         print(results["bandwidth"][-2:], flush=True)
     write("cost_growth", results, {"batch": BATCH, "columns": COLUMNS}, args.output, args.quick)
+    kept.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
