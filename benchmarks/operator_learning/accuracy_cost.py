@@ -82,13 +82,9 @@ def degrees(quick: bool, seconds: float, seeds: int) -> list[dict[str, Any]]:
     for degree, cells in [(1, 8), (2, 4)] if quick else SPACES:
         name = f"darcy_square_p{degree}_{cells}"
         problem = DarcySquare.make(name, quick, degree, cells)
-        networks = [
-            {**measure(problem, n, seconds, seeds, _records(quick)), "degree": degree,
-             "cells": cells}
-            for n in ON_SQUARE
-        ]  # fmt: skip
-        solver = [{**r, "degree": degree, "cells": cells} for r in problem.solvers(quick)]
-        rows.append({"degree": degree, "cells": cells, "networks": networks, "solvers": solver})
+        networks = [measure(problem, n, seconds, seeds, _records(quick)) for n in ON_SQUARE]
+        solvers = problem.solvers(quick)
+        rows.append({"degree": degree, "cells": cells, "networks": networks, "solvers": solvers})
     return rows
 
 
