@@ -75,7 +75,7 @@ def headline() -> str:
 
         def best(some: list[dict[str, Any]], test: str = test, named: bool = True) -> str:
             if not some:
-                return ""
+                return "not run"
             n = min(some, key=lambda n: n["summary"]["validation"]["mean"])
             error = _percent(n["summary"][test]["error"]["mean"])
             return f"{error} ({n['network']})" if named else error
