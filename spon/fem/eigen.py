@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-from spon.fem.factor import SparseLU
+from spon.fem.factor import SingularMatrixError, SparseLU
 
 __all__ = ["cutoff_window", "eigenpairs"]
 
@@ -74,7 +74,7 @@ def eigenpairs(
                 k_free, count, m_free, sigma=shift, which="LM", v0=start,
                 OPinv=_inverse(k_free - shift * m_free),
             )  # fmt: skip
-        except ArpackNoConvergence as error:
+        except (ArpackNoConvergence, SingularMatrixError) as error:
             raise RuntimeError(
                 f"The {count} smallest eigenfunctions of the Laplacian on {size} free nodes were "
                 "not found: ask for fewer modes or check the mesh for slivers."
