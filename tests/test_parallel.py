@@ -59,3 +59,46 @@ def test_distributed_meshes_are_refused(tmp_path):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.count("refused 8") == 2
+
+
+# The second process looks for kernels only when the first has compiled them. Then it used to miss
+# the name of the first kernel, took that for the name of the second, and computed the wrong one.
+LATE = """
+import time
+import numpy as np
+from firedrake import *
+import spon.fem
+from pyop2 import caching, compilation
+look = caching.get_cache_entry
+def late(comm, cache, key):
+    global wait
+    if isinstance(cache, compilation.CompilerDiskAccess) and COMM_WORLD.rank == 1:
+        time.sleep(wait)
+        wait = 0
+    return look(comm, cache, key)
+mesh, wait = UnitSquareMesh(4, 4), 5
+x, y = SpatialCoordinate(mesh)
+assemble(x**2 * dx)
+caching.get_cache_entry = late
+found = [assemble(f * dx) for f in (x, 2 * y + 3 * x, 7 * x * y + y)]
+assert np.allclose(found, [0.5, 2.5, 2.25]), found
+print("agreed on kernels")
+"""
+
+
+@pytest.mark.parallel
+def test_a_process_that_looks_late_takes_no_other_kernel(tmp_path):
+    if shutil.which("mpiexec") is None:
+        pytest.skip("mpiexec is not on the path")
+    (tmp_path / "late.py").write_text(LATE)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    empty = {"PYOP2_CACHE_DIR": str(tmp_path / "kernels")}
+    run = subprocess.run(
+        ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, tmp_path / "late.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **root, **empty},
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("agreed on kernels") == 2

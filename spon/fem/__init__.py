@@ -15,6 +15,7 @@ from spon.fem.forms import TorchForm, torch_form
 from spon.fem.maps import clear_cache, evaluation_map, interpolation_map, mean_mass, sparse_map
 from spon.fem.meshes import mesh_tags, read_mesh
 from spon.fem.problem import fill
+from spon.fem.shared_kernels import agree_on_kernels
 from spon.fem.solvers import LinearSolver, NonlinearSolver, SingularMatrixError, SolveReport
 from spon.fem.spaces import (
     is_function,
@@ -31,6 +32,7 @@ from spon.fem.tape import fem_operator
 from spon.fem.vtk import write_vtk
 
 avoid_misaligned_stacks()
+agree_on_kernels()
 
 __all__ = [
     "ExternalSolver",
