@@ -2,11 +2,12 @@
 
 Networks with the default settings of each processor on Cook's membrane (``meshes/cook.msh``),
 refined uniformly from 1,089 to 263,169 nodes. Each size is measured in a process of its own, on one
-core: set-up (geometry of the mesh, once), a training step (forward, backward, AdamW) and inference,
-a sample; and the memory that a training step needs at its peak beyond the set-up. The slope is that
-of the least squares line through the logarithms. The bandwidth of a sparse product counts each
-entry, each row of what comes in and each row of what goes out once, against that of a copy of a
-large array on the same core.
+core, where torch asks for large pages (``THP_MEM_ALLOC_ENABLE=1``, as in the Makefile): set-up
+(geometry of the mesh, once), a training step (forward, backward, AdamW) and inference, a sample;
+and the memory that a training step needs at its peak beyond the set-up. The slope is that of the
+least squares line through the logarithms. The bandwidth of a sparse product counts each entry, each
+row of what comes in and each row of what goes out once, against that of a copy of a large array on
+the same core; the products are measured without large pages, too.
 
     python benchmarks/cost_growth.py [--quick]
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -41,6 +43,8 @@ PROCESSORS = (
 REFINEMENTS = (1, 2, 3, 4, 5)
 LARGEST = {"elliptic": 4}  # refinements; the factors of a batch take the memory
 BATCH, COLUMNS = 2, 48
+# Read by torch when it is imported.
+LARGE_PAGES, SMALL_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}, {"THP_MEM_ALLOC_ENABLE": "0"}
 MESH = Path(__file__).parent.parent / "meshes" / "cook.msh"
 
 
@@ -162,16 +166,19 @@ def slope(rows, key):
     return float(np.polyfit(sizes, np.log([max(row[key], 1e-3) for row in rows]), 1)[0])
 
 
-def child(*what, kept):
+def child(*what, kept, pages=LARGE_PAGES):
     """A measurement in a process of its own, or what a finished one left in the file `kept`."""
-    key = " ".join(map(str, what))
+    key = " ".join(map(str, (*what, *pages.values())))
     known = {}
     if kept.exists():
         known = dict(json.loads(line) for line in kept.read_text().splitlines())
     if key in known:
         return known[key]
     command = [sys.executable, __file__, "--child", *map(str, what)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        env=os.environ | pages,
+    )  # fmt: skip
     if done.returncode:
         sys.exit(f"{key} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -217,8 +224,10 @@ def main():
         results["slopes"].append({"network": name, **{k: slope(rows, k) for k in keys}})
         print(results["slopes"][-1], flush=True)
     for refinements in sizes:
-        results["bandwidth"] += child("bandwidth", refinements, kept=kept)
-        print(results["bandwidth"][-2:], flush=True)
+        for large, pages in ((True, LARGE_PAGES), (False, SMALL_PAGES)):
+            rows = child("bandwidth", refinements, kept=kept, pages=pages)
+            results["bandwidth"] += [{"large_pages": large, **row} for row in rows]
+            print(results["bandwidth"][-2:], flush=True)
     write("cost_growth", results, {"batch": BATCH, "columns": COLUMNS}, args.output, args.quick)
     kept.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -178,10 +179,15 @@ def _growth(record: dict[str, Any]) -> str:
         "| dofs | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---" * (len(sizes) + 1) + "|",
     ]
-    for dtype in ("float32", "float64"):
-        found = {r["dofs"]: r for r in results["bandwidth"] if r["dtype"] == dtype}
+    for large, dtype in itertools.product((True, False), ("float32", "float64")):
+        found = {
+            r["dofs"]: r
+            for r in results["bandwidth"]
+            if (r["large_pages"], r["dtype"]) == (large, dtype)
+        }
         cells = [f"{found[n]['gb_per_s']:.1f} GB/s, {found[n]['fraction']:.0%}" for n in sizes]
-        lines.append(f"| {dtype} | " + " | ".join(cells) + " |")
+        name = f"{dtype}, {'large' if large else 'small'} pages"
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
