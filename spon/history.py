@@ -36,8 +36,10 @@ class History:
     seconds : list of float
         Time since the start of the training, in seconds, without the time between a kill and the
         resumption.
+    start : float
+        Loss over the validation set before the first epoch; infinite without a validation set.
     best_epoch : int
-        Epoch whose weights the network holds now; 0 before the first epoch.
+        Epoch whose weights the network holds now; 0 for the weights that it started with.
     stopped_early : bool
         Whether `patience` ended the run.
     validation_samples : list of int
@@ -51,6 +53,7 @@ class History:
     validation: list[float] = field(default_factory=list)
     lr: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    start: float = math.inf
     best_epoch: int = 0
     stopped_early: bool = False
     validation_samples: list[int] = field(default_factory=list)
@@ -65,8 +68,8 @@ class History:
 
     @property
     def best(self) -> float:
-        """The monitored loss of the best epoch; infinite before the first epoch."""
-        return self.monitored[self.best_epoch - 1] if self.best_epoch else math.inf
+        """The monitored loss of the best epoch, at first that of the start."""
+        return self.monitored[self.best_epoch - 1] if self.best_epoch else self.start
 
     def add(self, train: float, validation: float, lr: float, seconds: float) -> bool:
         """Append an epoch and say whether it is the best so far."""

@@ -109,6 +109,8 @@ class Trainer:
     def run(self) -> History:
         """Train, or go on from the checkpoint, and leave the best weights in the network."""
         self._resume()
+        if not len(self.history):
+            self._look_at_start()
         options, history = self.options, self.history
         rounds = math.ceil(options.lbfgs / _ROUND)
         with tqdm(
@@ -136,6 +138,13 @@ class Trainer:
         self._restore_best()
         self._set_mode(training=False)
         return history
+
+    def _look_at_start(self) -> None:
+        """Weights from elsewhere (a linear fit, an earlier training) may be the best ones."""
+        value = self._validate()
+        if math.isfinite(value):
+            self.history.start = value
+            self.best = copy.deepcopy(self.net.state_dict())
 
     def _set_mode(self, training: bool) -> None:
         for net in (self.net, *self.networks):
@@ -177,11 +186,10 @@ class Trainer:
 
     def _diverged(self, epoch: int, train: float, validation: float) -> TrainingDivergedError:
         self._restore_best()
-        held = (
-            f"those of epoch {self.history.best_epoch}, the best"
-            if self.history.best_epoch
-            else "not usable"
-        )
+        if self.history.best_epoch:
+            held = f"those of epoch {self.history.best_epoch}, the best"
+        else:
+            held = "not usable" if self.best is None else "those that it started with"
         return TrainingDivergedError(
             f"The loss is not finite in epoch {epoch} (training {train}, validation {validation}, "
             f"lr={self.options.lr}). Try a smaller lr, clip=1.0, or dtype=torch.float64. The "

@@ -52,9 +52,9 @@ def fit(
     """Train a network; afterwards it holds the best weights that were met.
 
     AdamW runs over mini-batches, then, if asked for, L-BFGS over the whole training set. *Best*
-    means the smallest validation loss, or the smallest training loss where there is no validation
-    set. The same seed gives the same numbers, also when the run was killed and started again with
-    a `checkpoint`.
+    means the smallest validation loss, that of the start among them, or the smallest training loss
+    where there is no validation set. The same seed gives the same numbers, also when the run was
+    killed and started again with a `checkpoint`.
 
     Started by ``torchrun``, the processes share every batch: with two of them and
     ``batch_size=8`` the training is that of one process with ``batch_size=16``. Process 0 writes

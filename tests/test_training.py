@@ -187,11 +187,23 @@ def test_the_network_holds_the_weights_of_the_best_validation_epoch():
     history = fit(net, data, Mse(), 0.3, 400, 8, 0.02, schedule="constant", patience=15, **QUIET)
     assert history.stopped_early
     assert len(history) == history.best_epoch + 15
-    assert history.best == min(history.validation)
+    assert history.best == min(history.validation) < history.start
     held = torch.tensor(history.validation_samples)
     assert len(held) == 9
     value = evaluate(net, data, Mse())[held].mean().item()
     assert value == pytest.approx(history.best, rel=1e-12)
+
+
+def test_weights_that_training_makes_worse_are_kept():
+    """Those of a first training, or of a linear fit, stay if nothing better is met."""
+    data, held, net = make_data(30), make_data(9, seed=5), Net()
+    fit(net, data, Mse(), held, epochs=300, lr=0.02, **QUIET)
+    before, start = weights(net), evaluate(net, held, Mse()).mean().item()
+    history = fit(net, data, Mse(), held, epochs=2, lr=0.5, schedule="constant", **QUIET)
+    assert min(history.validation) > 2 * start
+    assert torch.equal(weights(net), before)
+    assert history.best_epoch == 0
+    assert history.best == history.start == pytest.approx(start, rel=1e-12)
 
 
 def test_validation_samples_are_not_trained_on():
@@ -573,7 +585,7 @@ WRONG = {
     "vector loss": (
         {"loss": lambda p, t: (p - t).square().mean(1)},
         ValueError,
-        r"must return a scalar.*shape \(16,\)",
+        r"must return a scalar.*shape \(4,\)",
     ),
     "float loss": ({"loss": lambda p, t: 1.0}, ValueError, "must return a scalar.*float"),
     "batch_size": ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
