@@ -13,8 +13,6 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -le
 
 # One thread a process: on small problems more threads cost more than they bring.
 export OMP_NUM_THREADS ?= 1
-# torch asks for large pages where a tensor is large: its first touch costs as much as a product.
-export THP_MEM_ALLOC_ENABLE ?= 1
 # Another PETSc must not be found before the environment's own.
 unexport PETSC_DIR PETSC_ARCH PYTHONPATH PYTHONHOME
 # Compiled kernels are kept beside the wheels, for every clone on a machine with these packages and

@@ -2,12 +2,14 @@
 
 Networks with the default settings of each processor on Cook's membrane (``meshes/cook.msh``),
 refined uniformly from 1,089 to 263,169 nodes. Each size is measured in a process of its own, on one
-core, where torch asks for large pages (``THP_MEM_ALLOC_ENABLE=1``, as in the Makefile): set-up
-(geometry of the mesh, once), a training step (forward, backward, AdamW) and inference, a sample;
-and the memory that a training step needs at its peak beyond the set-up. The slope is that of the
-least squares line through the logarithms. The bandwidth of a sparse product counts each entry, each
-row of what comes in and each row of what goes out once, against that of a copy of a large array on
-the same core; the products are measured without large pages, too.
+core: set-up (geometry of the mesh, once), a training step (forward, backward, AdamW) and inference,
+a sample; and the memory that a training step needs at its peak beyond the set-up. The slope is that
+of the least squares line through the logarithms. The bandwidth of a sparse product counts each
+entry, each row of what comes in and each row of what goes out once, against that of a copy of a
+large array on the same core.
+
+The C library is told to keep memory that is freed (`KEPT`); products, and networks of one size, are
+measured without that, too.
 
     python benchmarks/cost_growth.py [--quick]
 """
@@ -43,8 +45,10 @@ PROCESSORS = (
 REFINEMENTS = (1, 2, 3, 4, 5)
 LARGEST = {"elliptic": 4}  # refinements; the factors of a batch take the memory
 BATCH, COLUMNS = 2, 48
-# Read by torch when it is imported.
-LARGE_PAGES, SMALL_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}, {"THP_MEM_ALLOC_ENABLE": "0"}
+# By itself glibc gives arrays of more than 32 MB back at once; the next one of that size is made of
+# fresh pages, whose first touch costs as much as a sparse product.
+_ALWAYS = 2**35
+KEPT = f"glibc.malloc.mmap_threshold={_ALWAYS}:glibc.malloc.trim_threshold={_ALWAYS}"
 MESH = Path(__file__).parent.parent / "meshes" / "cook.msh"
 
 
@@ -166,24 +170,24 @@ def slope(rows, key):
     return float(np.polyfit(sizes, np.log([max(row[key], 1e-3) for row in rows]), 1)[0])
 
 
-def child(*what, kept, pages=LARGE_PAGES):
-    """A measurement in a process of its own, or what a finished one left in the file `kept`."""
-    key = " ".join(map(str, (*what, *pages.values())))
+def child(*what, finished, tunables=KEPT):
+    """A measurement in a process of its own, or what a finished one left in that file."""
+    key = " ".join(map(str, (*what, tunables)))
     known = {}
-    if kept.exists():
-        known = dict(json.loads(line) for line in kept.read_text().splitlines())
+    if finished.exists():
+        known = dict(json.loads(line) for line in finished.read_text().splitlines())
     if key in known:
         return known[key]
     command = [sys.executable, __file__, "--child", *map(str, what)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False,
-        env=os.environ | pages,
+        env=os.environ | {"GLIBC_TUNABLES": tunables},
     )  # fmt: skip
     if done.returncode:
         sys.exit(f"{key} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with kept.open("a") as file:
+    finished.parent.mkdir(parents=True, exist_ok=True)
+    with finished.open("a") as file:
         file.write(json.dumps([key, found]) + "\n")
     return found
 
@@ -205,13 +209,13 @@ def main():
     known = set(spon.processors.available())
     names = ("spectral", "multigrid") if args.quick else [n for n in PROCESSORS if n in known]
     sizes = REFINEMENTS[:2] if args.quick else REFINEMENTS
-    results = {"networks": [], "slopes": [], "bandwidth": []}
+    results = {"networks": [], "slopes": [], "returned": [], "bandwidth": []}
     # Finished measurements of a run that was cut off; the next one takes all anew.
-    kept = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
+    finished = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
     for name in names:
         rows = []
         for refinements in [r for r in sizes if r <= LARGEST.get(name, r)]:
-            rows.append(child(name, refinements, kept=kept))
+            rows.append(child(name, refinements, finished=finished))
             row = rows[-1]
             print(
                 f"{name:16s} {row['dofs']:8,} dofs: set-up {row['setup_s']:.1f} s, training "
@@ -223,13 +227,15 @@ def main():
         keys = ("training_ms", "inference_ms", "training_mb", "inference_mb", "setup_s")
         results["slopes"].append({"network": name, **{k: slope(rows, k) for k in keys}})
         print(results["slopes"][-1], flush=True)
+        results["returned"].append(child(name, sizes[-2], finished=finished, tunables=""))
+        print(f"without kept memory: {results['returned'][-1]}", flush=True)
     for refinements in sizes:
-        for large, pages in ((True, LARGE_PAGES), (False, SMALL_PAGES)):
-            rows = child("bandwidth", refinements, kept=kept, pages=pages)
-            results["bandwidth"] += [{"large_pages": large, **row} for row in rows]
+        for tunables in (KEPT, ""):
+            rows = child("bandwidth", refinements, finished=finished, tunables=tunables)
+            results["bandwidth"] += [{"kept": bool(tunables), **row} for row in rows]
             print(results["bandwidth"][-2:], flush=True)
     write("cost_growth", results, {"batch": BATCH, "columns": COLUMNS}, args.output, args.quick)
-    kept.unlink(missing_ok=True)
+    finished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -81,21 +81,7 @@ def look_at_python() -> list[Finding]:
             Finding("threads", "note", cores + "is not set",
                     "`export OMP_NUM_THREADS=1`: small problems run faster, and mpiexec needs it")
         )  # fmt: skip
-    if torch_could_have_large_pages():
-        found.append(
-            Finding("large pages", "note", "THP_MEM_ALLOC_ENABLE is not set",
-                    "`export THP_MEM_ALLOC_ENABLE=1`: with 50,000 dofs and more torch runs faster")
-        )  # fmt: skip
     return found
-
-
-def torch_could_have_large_pages() -> bool:
-    """Whether the system gives them to those who ask, and torch was not told to."""
-    try:
-        policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return False
-    return "[madvise]" in policy and os.environ.get("THP_MEM_ALLOC_ENABLE") != "1"
 
 
 def look_at_firedrake() -> list[Finding]:

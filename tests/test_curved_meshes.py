@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from ast import literal_eval
 from itertools import product
 from math import pi
@@ -33,6 +29,7 @@ from firedrake import (
     dx,
     sin,
 )
+from processes import run_script
 
 from spon.fem import curved_mesh, mesh_tags, read_mesh, signature
 from spon.fem.gmsh_file import cell_nodes, scan_gmsh
@@ -364,26 +361,9 @@ with open(f"{sys.argv[1]}/{COMM_WORLD.rank}.txt", "w") as file:
 
 @pytest.mark.parallel
 def test_two_processes_bend_the_same_mesh(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("there is no mpiexec")
     folder = Path(__file__).parents[1] / "meshes"
     paths = [folder / f"{name}.msh" for name in ("rve1", "rve2", "particles3d")]
-    script = tmp_path / "run.py"
-    script.write_text(PARALLEL)
-    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    crowded = {
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(folder.parent),
-    }
-    subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, str(script), str(tmp_path), *map(str, paths)],
-        env=os.environ | allowed | crowded,
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+    run_script(PARALLEL, tmp_path, tmp_path, *paths)
     expected: list = [2]
     for path in paths:
         mesh = read_mesh(path)

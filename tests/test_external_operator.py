@@ -1,9 +1,5 @@
 """A torch function inside a UFL form: the same form written out in UFL is what it must equal."""
 
-import os
-import shutil
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
@@ -45,6 +41,7 @@ from firedrake import (
 from firedrake import assemble as firedrake_assemble
 from firedrake import solve as firedrake_solve
 from firedrake.adjoint import Control, ReducedFunctional, Tape, set_working_tape
+from processes import run_script
 from pyadjoint import continue_annotation, pause_annotation, taylor_to_dict
 from pyadjoint.tape import annotate_tape
 from taylor import rates
@@ -830,15 +827,4 @@ print("agrees")
 
 @pytest.mark.parallel
 def test_pointwise_operators_on_a_distributed_mesh(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    (tmp_path / "script.py").write_text(PARALLEL)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(
-        ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, tmp_path / "script.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **root},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("agrees") == 2
+    assert run_script(PARALLEL, tmp_path).count("agrees") == 2

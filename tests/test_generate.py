@@ -31,14 +31,13 @@ from firedrake import (
     inner,
     solve,
 )
+from processes import environment, run_script
 
 from spon import samplers
 from spon.datasets import Dataset
 from spon.fem.problem import Problem
 from spon.fem.spaces import to_function, to_tensor
 from spon.generation import GenerationError, RunMismatchError, generate
-
-ROOT = Path(__file__).parents[1]
 
 # A nonlinear solve, so that a starting value left over from another sample would show.
 SCRIPT = r"""
@@ -74,21 +73,6 @@ for n in ns:
     sys.stdout.write(f"samples {len(data)} solves {count}\n")
     sys.stdout.flush()
 """
-
-
-def environment():
-    """Without what MPI left in ours: the processes below start an MPI of their own."""
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX", "PRTE", "PMI"))
-    }
-    return kept | {
-        "OMP_NUM_THREADS": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "PYTHONPATH": str(ROOT),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -558,16 +542,7 @@ refused(ensemble=Ensemble(COMM_WORLD, 2))
 
 
 def test_distributed_meshes_are_refused(tmp_path):
-    (tmp_path / "run.py").write_text(DISTRIBUTED)
-    done = subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, str(tmp_path / "run.py"), str(tmp_path / "d.h5")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "distributed over 2" in done.stdout
-    assert "This runs on 2 processes" in done.stdout
-    assert "Each member of the ensemble has 2 processes" in done.stdout
+    said = run_script(DISTRIBUTED, tmp_path, tmp_path / "d.h5")
+    assert "distributed over 2" in said
+    assert "This runs on 2 processes" in said
+    assert "Each member of the ensemble has 2 processes" in said

@@ -271,30 +271,6 @@ def test_doctor_survives_without_firedrake_and_torch() -> None:
     assert "to mend" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("policy", "asked", "told"),
-    [
-        ("always [madvise] never", None, True),
-        ("always [madvise] never", "1", False),
-        ("[always] madvise never", None, False),
-        (None, None, False),
-    ],
-)
-def test_doctor_tells_of_large_pages(monkeypatch, policy, asked, told) -> None:
-    def read(path: Path) -> str:
-        assert path == Path("/sys/kernel/mm/transparent_hugepage/enabled")
-        if policy is None:
-            raise FileNotFoundError(path)
-        return policy
-
-    monkeypatch.setattr(Path, "read_text", read)
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    if asked:
-        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", asked)
-    remedies = " ".join(f.remedy for f in doctor.look_at_python())
-    assert ("export THP_MEM_ALLOC_ENABLE=1" in remedies) == told
-
-
 def test_doctor_survives_anything() -> None:
     def broken() -> list[doctor.Finding]:
         raise OSError("first line\nlibpetsc.so.3.26: cannot open shared object file\n")

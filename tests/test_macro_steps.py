@@ -2,10 +2,6 @@
 
 import gc
 import json
-import os
-import shutil
-import subprocess
-import sys
 from functools import cache
 
 import numpy as np
@@ -26,6 +22,7 @@ from firedrake import (
     norm,
 )
 from firedrake.petsc import PETSc
+from processes import run_script
 from test_macro import RUBBER, SATURATING, Recording, square
 
 from fe_ol.macro import (
@@ -320,21 +317,10 @@ if mesh.comm.rank == 0:
 @pytest.mark.parallel
 def test_two_processes_find_the_same(tmp_path):
     """Displacements, reactions and a gradient, to 1e-10; a file belongs to one number of them."""
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     found = []
-    for prefix in ([], ["mpiexec", "-n", "2", "--oversubscribe"]):
-        run = subprocess.run(
-            [*prefix, sys.executable, "script.py", f"{len(prefix)}.h5", "0.h5"],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, **root},
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-        line = next(x for x in run.stdout.splitlines() if x.startswith("numbers"))
+    for processes in (1, 2):
+        said = run_script(SCRIPT, tmp_path, f"{processes}.h5", "1.h5", processes=processes)
+        line = next(x for x in said.splitlines() if x.startswith("numbers"))
         found.append(np.array(json.loads(line.removeprefix("numbers "))))
     assert len(found[0]) == len(found[1]) > 25
     assert np.abs(found[0] - found[1]).max() < 1e-10

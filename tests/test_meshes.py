@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from ast import literal_eval
@@ -15,6 +13,7 @@ import meshio
 import numpy as np
 import pytest
 from firedrake import Constant, Function, FunctionSpace, assemble, ds, dx
+from processes import run_script
 from scipy.special import ellipe
 
 from spon.fem.gmsh_file import scan_gmsh
@@ -654,25 +653,8 @@ with open(f"{folder}/{COMM_WORLD.rank}.txt", "w") as file:
 
 @pytest.mark.parallel
 def test_two_processes_share_a_mesh(tmp_path, meshes):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("there is no mpiexec")
     _write(meshio.read(FOLDER / "plate.msh"), tmp_path / "plate.vtu")
-    script = tmp_path / "run.py"
-    script.write_text(PARALLEL)
-    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    crowded = {
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(FOLDER.parent),
-    }
-    subprocess.run(
-        ["mpiexec", "-n", "2", sys.executable, str(script), str(tmp_path)],
-        env=os.environ | allowed | crowded,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    run_script(PARALLEL, tmp_path, tmp_path)
     exact = [
         _measure(meshes["plate"], lambda domain, m=m: m(domain=domain)) for m in (dx(2), ds(5))
     ]

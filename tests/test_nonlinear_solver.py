@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-
 import firedrake as fd
 import numpy as np
 import pytest
 import torch
 from firedrake import dx, grad, inner
 from memory import least_growth
+from processes import run_script
 from taylor import rates
 
 from spon.fem.solvers import NonlinearSolver
@@ -451,15 +447,7 @@ except SingularMatrixError as error:
 
 @pytest.mark.parallel
 def test_samples_are_spread_over_the_processes_of_an_ensemble(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    script = tmp_path / "ensemble.py"
-    script.write_text(ENSEMBLE)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **root})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("together") == 2
+    assert run_script(ENSEMBLE, tmp_path).count("together") == 2
 
 
 def wrong(p):

@@ -1,11 +1,7 @@
 """On a mesh that is distributed over processes everything refuses, and says what to do."""
 
-import os
-import shutil
-import subprocess
-import sys
-
 import pytest
+from processes import run_script
 
 SCRIPT = """
 from firedrake import *
@@ -47,18 +43,7 @@ print(f"refused {len(calls)}")  # in one piece: two processes write to one pipe
 
 @pytest.mark.parallel
 def test_distributed_meshes_are_refused(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(
-        ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, tmp_path / "script.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **root},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("refused 8") == 2
+    assert run_script(SCRIPT, tmp_path).count("refused 8") == 2
 
 
 # The second process looks for kernels only when the first has compiled them. Then it used to miss
@@ -88,17 +73,5 @@ print("agreed on kernels")
 
 @pytest.mark.parallel
 def test_a_process_that_looks_late_takes_no_other_kernel(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    (tmp_path / "late.py").write_text(LATE)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     empty = {"PYOP2_CACHE_DIR": str(tmp_path / "kernels")}
-    run = subprocess.run(
-        ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, tmp_path / "late.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **root, **empty},
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("agreed on kernels") == 2
+    assert run_script(LATE, tmp_path, more=empty).count("agreed on kernels") == 2

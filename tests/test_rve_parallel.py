@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_script
 
 SCRIPT = """
 import sys
@@ -52,17 +49,6 @@ print("the same " + str(len(shared)))  # in one piece: two processes write to on
 
 @pytest.mark.parallel
 def test_two_processes_give_the_solutions_of_one(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
     tests = str(Path(__file__).resolve().parent)
-    (tmp_path / "script.py").write_text(SCRIPT.format(tests=tests))
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    run = subprocess.run(
-        ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, tmp_path / "script.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **root},
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("the same 5") == 2 and run.stdout.count("heard of it") == 2
+    said = run_script(SCRIPT.format(tests=tests), tmp_path)
+    assert said.count("the same 5") == 2 and said.count("heard of it") == 2

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-
 import firedrake as fd
 import numpy as np
 import pytest
@@ -14,6 +9,7 @@ import torch
 from families import FAMILIES, mesh_of_cells, space
 from firedrake import dx, grad, inner
 from memory import least_growth
+from processes import run_script
 from taylor import rates
 
 import spon.fem.factor
@@ -464,30 +460,26 @@ def test_nothing_left_to_solve_for_is_refused():
         LinearSolver(a, fd.DirichletBC(V, 0, "on_boundary"))
 
 
+DISTRIBUTED = """
+from firedrake import *
+from spon.fem.solvers import LinearSolver, NonlinearSolver
+from spon.residual_losses import DualNorm
+V = FunctionSpace(UnitSquareMesh(4, 4), 'CG', 1)
+u, v, w = TrialFunction(V), TestFunction(V), Function(V)
+for make in (lambda: LinearSolver(u * v * dx), lambda: NonlinearSolver(w * v * dx, w),
+             lambda: DualNorm(V)):
+    try:
+        make()
+    except NotImplementedError as error:
+        assert 'distributed over 2' in str(error), error
+    else:
+        raise SystemExit('accepted')
+"""
+
+
 @pytest.mark.parallel
 def test_distributed_meshes_are_refused(tmp_path):
-    if shutil.which("mpiexec") is None:
-        pytest.skip("mpiexec is not on the path")
-    script = tmp_path / "distributed.py"
-    script.write_text(
-        "from firedrake import *\n"
-        "from spon.fem.solvers import LinearSolver, NonlinearSolver\n"
-        "from spon.residual_losses import DualNorm\n"
-        "V = FunctionSpace(UnitSquareMesh(4, 4), 'CG', 1)\n"
-        "u, v, w = TrialFunction(V), TestFunction(V), Function(V)\n"
-        "for make in (lambda: LinearSolver(u * v * dx), lambda: NonlinearSolver(w * v * dx, w),\n"
-        "             lambda: DualNorm(V)):\n"
-        "    try:\n"
-        "        make()\n"
-        "    except NotImplementedError as error:\n"
-        "        assert 'distributed over 2' in str(error), error\n"
-        "    else:\n"
-        "        raise SystemExit('accepted')\n"
-    )
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = ["mpiexec", "-n", "2", "--oversubscribe", sys.executable, str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **root})
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(DISTRIBUTED, tmp_path)
 
 
 def test_conjugate_gradients_refuse_what_they_would_solve_wrongly(problem):

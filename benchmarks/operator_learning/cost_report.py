@@ -171,7 +171,20 @@ def _growth(record: dict[str, Any]) -> str:
             + f" | {last['dofs']:,} | {last['training_ms']:,.0f} ms "
             f"| {last['inference_ms']:,.0f} ms | {last['training_mb']:,.0f} MB |"
         )
+    at = results["returned"][0]["dofs"]
     lines += [
+        "",
+        f"A training step on {at:,} dofs with freed memory kept, and given back as glibc does by "
+        "itself:",
+        "",
+        "| | " + " | ".join(f"`{r['network']}`" for r in results["returned"]) + " |",
+        "|---" * (len(results["returned"]) + 1) + "|",
+        "| kept | "
+        + " | ".join(f"{r['training_ms']:,.0f} ms" for r in rows if r["dofs"] == at)
+        + " |",
+        "| given back | "
+        + " | ".join(f"{r['training_ms']:,.0f} ms" for r in results["returned"])
+        + " |",
         "",
         f"Sparse products (stiffness matrix with {record['settings']['columns']} columns) against "
         "a copy of a large array:",
@@ -179,14 +192,12 @@ def _growth(record: dict[str, Any]) -> str:
         "| dofs | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---" * (len(sizes) + 1) + "|",
     ]
-    for large, dtype in itertools.product((True, False), ("float32", "float64")):
+    for kept, dtype in itertools.product((True, False), ("float32", "float64")):
         found = {
-            r["dofs"]: r
-            for r in results["bandwidth"]
-            if (r["large_pages"], r["dtype"]) == (large, dtype)
+            r["dofs"]: r for r in results["bandwidth"] if (r["kept"], r["dtype"]) == (kept, dtype)
         }
         cells = [f"{found[n]['gb_per_s']:.1f} GB/s, {found[n]['fraction']:.0%}" for n in sizes]
-        name = f"{dtype}, {'large' if large else 'small'} pages"
+        name = f"{dtype}, freed memory {'kept' if kept else 'given back'}"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

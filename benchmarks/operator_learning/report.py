@@ -383,6 +383,8 @@ def _draw_training(axis: Any, networks: Any, looks: Any) -> None:
 
 
 def _draw_weights(axis: Any, networks: Any, test: str, looks: Any) -> None:
+    from matplotlib.ticker import EngFormatter
+
     for n in networks:
         look, best = looks[n["network"]], n["summary"]
         tried = [t for t in n["tried"] if t["validation"] is not None]
@@ -396,7 +398,7 @@ def _draw_weights(axis: Any, networks: Any, test: str, looks: Any) -> None:
         )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    _plain_numbers(axis.xaxis, "{x:,.0f}")
+    _plain_numbers(axis.xaxis, EngFormatter(sep=""))
     _plain_numbers(axis.yaxis)
     axis.set_xlabel("weights (small: validation error of the tuning runs; large: test)", fontsize=9)
 
@@ -422,7 +424,7 @@ def _draw_times(axis: Any, networks: Any, solvers: Any, test: str, looks: Any) -
         axis.legend(fontsize=8)
 
 
-def _plain_numbers(axis: Any, form: str = "{x:g}") -> None:
+def _plain_numbers(axis: Any, form: Any = "{x:g}") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_data_interval()
