@@ -414,13 +414,15 @@ def _draw_times(axis: Any, networks: Any, solvers: Any, test: str, looks: Any) -
     for kind, style in zip(kinds, ("k.-", "k.:", "k.--"), strict=False):
         rows = [r for r in solvers if r["solver"] == kind and r["error"] > _NONE]
         rows = [r for r in rows if r.get("test", test) == test]
-        axis.plot([r["ms"] for r in rows], [100 * r["error"] for r in rows], style, label=kind)
+        if rows:
+            errors = [100 * r["error"] for r in rows]
+            axis.plot([r["ms"] for r in rows], errors, style, label=kind)
     axis.set_xscale("log")
     axis.set_yscale("log")
     _plain_numbers(axis.yaxis)
     _plain_numbers(axis.xaxis)
     axis.set_xlabel("CPU ms a sample in a batch; finite elements on several meshes", fontsize=9)
-    if kinds:
+    if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=8)
 
 
