@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from firedrake import (
+    COMM_WORLD,
     BoxMesh,
     Constant,
     DirichletBC,
     Function,
     FunctionSpace,
+    Mesh,
     SpatialCoordinate,
     UnitSquareMesh,
     VectorFunctionSpace,
     assemble,
     dx,
 )
+from firedrake.mesh import plex_from_cell_list
 from promises import large
 
 from spon import Decoder, fem
@@ -91,6 +94,27 @@ def test_symmetry_goes_together_with_traces_means_and_bounds():
         assert torch.autograd.gradcheck(decoder, torch.randn(1, V.dim()).double().requires_grad_())
 
 
+@pytest.mark.parametrize("name", ["rotations", "reflections"])
+def test_vectors_in_an_invariant_box_are_symmetric(name):
+    mesh, group = mesh_and_group(name)
+    U = VectorFunctionSpace(mesh, "CG", 2)
+    average = Decoder(U, symmetry=group)
+    decoder = Decoder(U, symmetry=group, bounds=(-2, 2), mean=(0, 0))
+    u = decoder(large(decoder, torch.float64))
+    assert 1 < float(u.abs().max()) < 2 + 1e-12
+    torch.testing.assert_close(average(u), u, rtol=0, atol=1e-12)
+
+
+def hexagon_and_group():
+    """Six triangles around a point, and the rotations by sixty degrees."""
+    angles = np.pi / 3 * np.arange(6)
+    corners = np.column_stack([np.cos(angles), np.sin(angles)])
+    cells = [[0, 1 + i, 1 + (i + 1) % 6] for i in range(6)]
+    plex = plex_from_cell_list(2, cells, np.vstack([[0, 0], corners]), COMM_WORLD)
+    turns = [np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]]) for a in angles]
+    return Mesh(plex, reorder=False), [(A, np.zeros(2)) for A in turns]
+
+
 def refusals():
     mesh, group = mesh_and_group("rotations")
     V = FunctionSpace(mesh, "CG", 1)
@@ -104,6 +128,16 @@ def refusals():
     yield lambda: Decoder(V, DirichletBC(V, 1.0, 1), symmetry=group), "conditions are not invariant"
     U = VectorFunctionSpace(mesh, "CG", 1)
     yield lambda: Decoder(U, symmetry=group, mean=(1, 0)), "cannot be attained"
+    far = {"symmetry": group, "bounds": (-1, 1)}
+    yield lambda: Decoder(U, **far, mean=(0.3, 0)), r"mean \[0.3, 0.0\] is not symmetric"
+    free = Decoder(U, **far, mean=(0, 0))
+    z = torch.zeros(1, U.dim()).double()
+    yield lambda: free(z, mean=torch.tensor([[0.3, 0.0]])), "mean .* is not symmetric"
+    yield lambda: Decoder(U, symmetry=group, bounds=(0, 1)), r"needs bounds \(-c, c\)"
+    yield lambda: Decoder(U, symmetry=group, bounds=(0, None)), r"needs bounds \(-c, c\)"
+    hexagon, sixth = hexagon_and_group()
+    H = VectorFunctionSpace(hexagon, "CG", 1)
+    yield lambda: Decoder(H, symmetry=sixth, bounds=(-1, 1)), "only permutations"
     R = FunctionSpace(mesh, "RT", 1)
     yield lambda: Decoder(R, symmetry=group, divergence_free=True), "not together with a known"
     yield lambda: Decoder(R, symmetry=group), "symmetry is a promise for CG and DG.*got RT 1"

@@ -206,6 +206,8 @@ def refusals():
     yield lambda: Decoder(T, skew, symmetric=True), ValueError, "conditions are not symmetric"
     spin = np.array([[0, 1.0], [-1, 0]])
     yield lambda: Decoder(T, symmetric=True, mean=spin), ValueError, "cannot be attained"
+    skewed = {"symmetric": True, "bounds": (0, 2), "mean": [[1, 0.5], [0.2, 1]]}
+    yield lambda: Decoder(T, **skewed), ValueError, "mean .* is not symmetric"
     d, z = Decoder(V, mean=1.0), torch.zeros(2, V.dim())
     yield lambda: d(z, flux={1: torch.zeros(2)}), ValueError, "flux for each sample"
     yield (

@@ -27,7 +27,7 @@ from spon.fem.fields import Kernel
 from spon.fem.functionals import Functionals, is_recipe
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import is_function, mesh_of, name_of, space_on, to_tensor
-from spon.fem.symmetry import group_average
+from spon.fem.symmetry import group_average, require_invariant_box
 from spon.promises import Bounds, GroupAverage, Integrals, Pipeline, Symmetric, require_finite
 from spon.promises.specification import Specification
 from spon.sparse import SparseMap
@@ -267,6 +267,8 @@ def _group_average(
     U: Any, given: Specification, trace: np.ndarray, values: np.ndarray
 ) -> GroupAverage:
     average = group_average(U, given.symmetry)
+    if given.bounds is not None and U.value_shape:
+        require_invariant_box(given.symmetry, given.bounds)
     keep = GroupAverage(SparseMap(average))
     held = torch.from_numpy(values)[None]
     same = torch.allclose(keep(held), held, rtol=0, atol=1e-12 * (1 + float(held.abs().max())))

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from spon.fem.bernstein import scalar_version
 from spon.fem.spaces import mesh_of, name_of
 
-__all__ = ["group_average"]
+__all__ = ["group_average", "require_invariant_box"]
 
 _TOLERANCE = 1e-8
 
@@ -60,6 +60,39 @@ def group_average(U: Any, maps: Sequence[tuple[Any, Any]]) -> sp.csr_matrix:
         )
         total = total + (sp.kron(moved, sp.csr_matrix(A)) if U.value_shape else moved)
     return sp.csr_matrix(total / len(group))
+
+
+def require_invariant_box(
+    maps: Sequence[tuple[Any, Any]], bounds: tuple[float | None, float | None]
+) -> None:
+    """Refuse bounds of each component that a map of vectors does not leave as they are.
+
+    Parameters
+    ----------
+    maps : sequence of (A, b)
+        Isometries.
+    bounds : tuple of (float or None, float or None)
+
+    Raises
+    ------
+    ValueError
+        If a map permutes the components in no way that keeps the bounds.
+    """
+    lower, upper = bounds
+    balanced = lower is not None and upper is not None and lower == -upper
+    for A, _ in maps:
+        entries = np.asarray(A, dtype=np.float64)
+        mixes = not np.allclose(np.abs(entries), np.abs(entries).round(), atol=_TOLERANCE)
+        if mixes or (not balanced and (entries < -_TOLERANCE).any()):
+            hint = (
+                "only permutations of the components keep them"
+                if mixes
+                else "it changes signs, which needs bounds (-c, c)"
+            )
+            raise ValueError(
+                f"The bounds ({lower}, {upper}) of each component are not invariant under the map "
+                f"A = {entries.tolist()} of symmetry=: {hint}. Leave the map or the bounds out."
+            )
 
 
 def _closed(maps: Sequence[tuple[Any, Any]], gdim: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -83,7 +83,7 @@ class Pipeline(InDouble):
         ------
         ValueError
             If traces, divergence, means and integrals contradict each other or the bounds, or
-            boundary data of symmetric functions are not symmetric.
+            boundary data or means of symmetric functions are not symmetric.
         """
         u = x if self.potential is None else self.potential(x)
         if self.symmetric is not None:
@@ -94,7 +94,8 @@ class Pipeline(InDouble):
             u = u + self.particular(boundary if per_sample else None, divergence)
         values = boundary.to(u)
         if self.bounds is not None:
-            u = self.bounds(u, values, mean)
+            mean = self.bounds.mean if mean is None else mean
+            u = self.bounds(u, values, self._symmetric_mean(mean))
         u = torch.where(self.constrained, values, u)
         if self.integrals is not None:
             loose = any(
@@ -103,6 +104,21 @@ class Pipeline(InDouble):
             )
             u = self.integrals(u, None if integrals is None else integrals.double(), loose)
         return torch.where(self.constrained, values, u)
+
+    def _symmetric_mean(self, mean: Tensor | None) -> Tensor | None:
+        """The means for `bounds`, without the rounding that would break a symmetry."""
+        if self.symmetric is None or mean is None:
+            return mean
+        # The constant function with that mean.
+        constant = torch.atleast_2d(mean).tile(len(self.constrained) // mean.shape[-1])
+        kept = self.symmetric(constant)[:, : mean.shape[-1]]
+        miss = (kept - mean).abs().max()
+        if miss > 1e-6 * mean.abs().max():
+            raise ValueError(
+                f"The mean {mean.tolist()} is not symmetric (off by {float(miss):.3g}), and the "
+                "decoder promises that its functions are: make the mean symmetric."
+            )
+        return kept
 
     def _check_symmetric(self, boundary: Tensor) -> None:
         held = torch.where(self.constrained, torch.atleast_2d(boundary), 0.0).double()
