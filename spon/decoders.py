@@ -20,7 +20,7 @@ from spon.fem.constraints import (
     is_rule,
     move_bc,
 )
-from spon.fem.promises import KeptPromises, moved_promises
+from spon.fem.promises import KeptPromises, frozen_divergence, moved_promises
 from spon.fem.promises_file import promises_to_json
 from spon.promises import Bounds, Pipeline, Specification, fit_margins, require_finite
 from spon.signature import SpaceSignature
@@ -128,9 +128,9 @@ class Decoder(nn.Module):
         # `.to(float32)` rounds the buffer; functions get the values as they were prescribed.
         self._exact_values = torch.from_numpy(values)
         self.promises = Specification(
-            divergence_free, curl_free, divergence, mean, () if integrals is None else integrals,
-            {} if flux is None else flux, bounds, symmetric, () if symmetry is None else symmetry,
-            through,
+            divergence_free, curl_free, frozen_divergence(divergence), mean,
+            () if integrals is None else integrals, {} if flux is None else flux, bounds, symmetric,
+            () if symmetry is None else symmetry, through,
         )  # fmt: skip
         self.promises.check_composition()
         # What was made of the promises; None if there are none.

@@ -27,6 +27,7 @@ from firedrake import (
 )
 from promises import cellwise, large, zero_traces
 
+import spon
 from spon import Decoder, fem
 
 DTYPES = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
@@ -178,6 +179,42 @@ def test_a_number_stands_for_all_samples():
     decoder = Decoder(V, integrals=[(lambda v: v * ds, 1.0)])
     for u in decoder.function(large(decoder, torch.float64, 1.0), integrals=2.0):
         assert assemble(u * ds) == pytest.approx(2.0, abs=1e-12)
+
+
+def changing():
+    """Decoders, and what changes afterwards in what they were given."""
+    mesh = UnitSquareMesh(2, 2)
+    V, U = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "RT", 1)
+    W, Z = FunctionSpace(mesh, "DG", 0), VectorFunctionSpace(mesh, "CG", 1)
+    x = SpatialCoordinate(mesh)
+    c = [Constant(1.0) for _ in range(4)]
+    yield lambda: Decoder(V, DirichletBC(V, c[0] * x[0], 2)), lambda: c[0].assign(5.0)
+    pair = (c[1] * x[0], 0.0)
+    yield lambda: Decoder(Z, DirichletBC(Z, pair, 2)), lambda: c[1].assign(5.0)
+    yield lambda: Decoder(U, divergence=c[2]), lambda: c[2].assign(2.0)
+    yield lambda: Decoder(U, divergence=c[3] * x[0]), lambda: c[3].assign(2.0)
+    f = Function(W).assign(1.0)
+    yield lambda: Decoder(U, divergence=f), lambda: f.assign(2.0)
+    means = np.array([1.0, 2.0])
+    yield lambda: Decoder(Z, mean=means), lambda: means.fill(7.0)
+    A = np.array([[-1.0, 0.0], [0.0, -1.0]])
+    yield lambda: Decoder(V, symmetry=[(A, (1, 1))]), lambda: A.fill(7.0)
+
+
+@pytest.mark.parametrize(("make", "change"), list(changing()))
+def test_what_changes_later_changes_no_promise(make, change, tmp_path):
+    decoder, fine = make(), UnitSquareMesh(3, 3)
+    V = FunctionSpace(decoder.space.mesh(), "CG", 1)
+    net = spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(2, 1), decoder)
+    before = decoder.on(fine)
+    z, zf = (large(d, torch.float64, 1.0) for d in (decoder, before))
+    change()
+    after, promised = decoder.on(fine), decoder.promised
+    assert (after.promised, after(zf).tolist()) == (before.promised, before(zf).tolist())
+    net.save(tmp_path / "net.spon")
+    loaded = spon.load(tmp_path / "net.spon", V.mesh()).decoder
+    assert loaded.promised == promised
+    torch.testing.assert_close(loaded(z), decoder(z), rtol=0, atol=1e-12)
 
 
 def refusals():

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 import ufl
-from firedrake import DirichletBC, Function, FunctionSpace, SpatialCoordinate, assemble
+from firedrake import Constant, DirichletBC, Function, FunctionSpace, SpatialCoordinate, assemble
 from firedrake import interpolate as ufl_interpolate
+from tsfc.ufl_utils import extract_firedrake_constants
 from ufl.algorithms import extract_coefficients
 
 from spon.fem.spaces import mesh_of, name_of, require_serial, to_function
@@ -24,6 +25,7 @@ __all__ = [
     "checked_bcs",
     "constant_value",
     "essential_values",
+    "frozen_value",
     "move_bc",
     "moved_value",
 ]
@@ -203,15 +205,28 @@ class ValuesOnOneMesh(DirichletBC):
 
 def captured_value(bc: Any) -> Any:
     """The value of a condition now, safe from later changes of a Function or a Constant."""
-    value = bc._original_arg
-    if isinstance(bc, ValuesOnOneMesh):
-        return None
+    return None if isinstance(bc, ValuesOnOneMesh) else frozen_value(bc._original_arg)
+
+
+def frozen_value(value: Any) -> Any:
+    """A number, a Function or an expression as it is now, whatever is assigned later.
+
+    Functions inside an expression are left: it belongs to their mesh, and is not carried over.
+    """
     if isinstance(value, Function):
         space = value.function_space()
         # Not `copy`, which fails for a component of a vector function.
         return Function(FunctionSpace(mesh_of(space), space.ufl_element())).interpolate(value)
     constant = constant_value(value)
-    return value if constant is None else constant
+    if constant is not None:
+        return constant
+    expression = ufl.as_tensor(value) if isinstance(value, Sequence) else value
+    now = {c: _copied(c) for c in extract_firedrake_constants(expression)}
+    return ufl.replace(expression, now)
+
+
+def _copied(constant: Any) -> Any:
+    return Constant(constant.dat.data_ro.copy().reshape(constant.ufl_shape))
 
 
 def move_bc(bc: Any, value: Any, U: Any) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spon.fem.bernstein import bernstein_maps, scalar_version
 from spon.fem.complexes import measure_of
-from spon.fem.constraints import constant_value, moved_value
+from spon.fem.constraints import constant_value, frozen_value, moved_value
 from spon.fem.fields import Kernel
 from spon.fem.functionals import Functionals, is_recipe
 from spon.fem.maps import sparse_map
@@ -32,7 +32,7 @@ from spon.promises import Bounds, GroupAverage, Integrals, Pipeline, Symmetric, 
 from spon.promises.specification import Specification
 from spon.sparse import SparseMap
 
-__all__ = ["KeptPromises", "moved_promises", "source_coefficients"]
+__all__ = ["KeptPromises", "frozen_divergence", "moved_promises", "source_coefficients"]
 
 
 class KeptPromises:
@@ -170,6 +170,15 @@ class KeptPromises:
             torch.from_numpy(self.functionals.values),
             self.functionals.names,
         )
+
+
+def frozen_divergence(divergence: Any) -> Any:
+    """A divergence as it is now, whatever is assigned later; a callable stays a rule."""
+    if divergence is None or is_recipe(divergence):
+        return divergence
+    if isinstance(divergence, Tensor):
+        return divergence.detach().clone()
+    return divergence.copy() if isinstance(divergence, np.ndarray) else frozen_value(divergence)
 
 
 def moved_promises(given: Specification, W: Any, mesh: Any) -> dict[str, Any]:

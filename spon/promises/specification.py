@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 __all__ = ["MARGIN", "Specification"]
 
 MARGIN = 0.05  # of the range of values, or of their size
@@ -63,7 +65,10 @@ class Specification:
             "integrals": tuple((f, v) for (f, _), v in zip(integrals, values, strict=True)),
             "flux": _flux(self.flux),
             "bounds": _bounds(self.bounds),
-            "symmetry": _pairs("symmetry", "(A, b)", self.symmetry),
+            "symmetry": tuple(
+                (_copied(A), _copied(b)) for A, b in _pairs("symmetry", "(A, b)", self.symmetry)
+            ),
+            "mean": None if self.mean is None else _copied(self.mean),
         }
         for name, value in given.items():
             object.__setattr__(self, name, value)  # the class is frozen
@@ -168,6 +173,11 @@ def _pairs(name: str, form: str, given: Any) -> tuple[Any, ...]:
                 f"{name}[{i}]."
             )
     return pairs
+
+
+def _copied(given: Any) -> Any:
+    """Numbers in lists: an array may change later, what is promised does not."""
+    return np.asarray(given, dtype=np.float64).tolist()
 
 
 def _flux(given: Any) -> dict[Any, float]:
