@@ -194,7 +194,7 @@ class Decoder(nn.Module):
         exact = self._exact_values.to(x.device) if boundary is None else boundary.to(x.device)
         u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept)
         u = u if x.ndim == 2 else u[0]
-        return torch.where(self.constrained, values, u.to(x))
+        return torch.where(self.constrained, self._within_bounds(values), u.to(x))
 
     @property
     def bounds(self) -> Bounds | None:
@@ -285,6 +285,7 @@ class Decoder(nn.Module):
         if self._pipeline is not None:
             on_device = on_device.double()
         x = self(on_device, boundary, **given).detach().cpu().double()
+        values = self._within_bounds(values)
         return fem.to_function(torch.where(self.constrained.cpu(), values, x), self.space)
 
     def on(self, mesh: Any, bcs: Any = None) -> Decoder:
@@ -322,6 +323,10 @@ class Decoder(nn.Module):
             *self.latent_bcs, *self._captured,
         ]  # fmt: skip
         return deepcopy_sharing(self, memo, shared)
+
+    def _within_bounds(self, values: Tensor) -> Tensor:
+        """Prescribed values, which the rounding of their precision may have moved over a bound."""
+        return values if self.bounds is None else self.bounds.clip(values)
 
     def _check(self, x: Tensor, space: Any, what: str) -> None:
         dim = space.dim()

@@ -258,6 +258,44 @@ def test_networks_from_before_margins_were_stored_keep_theirs(tmp_path):
     assert float(resumed.decoder.bounds.margin.value) == 0.05
 
 
+@pytest.mark.parametrize("degree", [1, 2, 4])
+@pytest.mark.parametrize("bounds", [(293.15, 400.0), (293.15, None), (None, 293.15)])
+def test_data_in_single_precision_may_lie_at_a_bound(bounds, degree):
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", degree)
+    decoder = Decoder(V, DirichletBC(V, 293.15, "on_boundary"), bounds=bounds)
+    z, on = torch.zeros(2, V.dim()), decoder.constrained
+    for value in (293.15, float(np.nextafter(np.float32(293.15), np.float32(400.0)))):
+        held = torch.full((2, V.dim()), value)  # a number in single precision
+        assert torch.allclose(decoder(z, held)[:, on], held[:, on], rtol=2e-7, atol=0)
+        lower, upper = bounds
+        for f in decoder.function(z, held):
+            values = f.dat.data_ro[on.numpy()]
+            assert lower is None or values.min() >= lower
+            assert upper is None or values.max() <= upper
+
+
+def test_a_training_set_in_single_precision_may_lie_at_a_bound():
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 1)
+    u = torch.full((4, V.dim()), 293.15, dtype=torch.float64)
+    data = spon.Dataset.from_arrays({"f": u}, {"u": u}, {"f": V, "u": V}, boundary=u)
+    decoder = Decoder(V, DirichletBC(V, 293.15, "on_boundary"), bounds=(293.15, 400.0))
+    net = spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(4, 1), decoder)
+    spon.fit(net, data, epochs=1, progress=False, validation=None)
+
+
+def test_traces_leave_a_bound_by_round_off_only_and_functions_do_not():
+    V = FunctionSpace(mesh_of_cells("triangle"), "CG", 2)
+    decoder = Decoder(V, DirichletBC(V, 0.1 + 0.2, 1), bounds=(None, 0.3))
+    z = torch.zeros(1, V.dim()).double()
+    assert 0.1 + 0.2 > 0.3 >= float(decoder(z).max())
+    (f,) = decoder.function(z)
+    assert f.dat.data_ro.max() <= 0.3
+    with pytest.raises(ValueError, match="boundary values contradict"):
+        Decoder(V, DirichletBC(V, 1 + 4e-8, 1), bounds=(0, 1))
+    x = SpatialCoordinate(V.mesh())
+    Decoder(V, DirichletBC(V, sin(2 * np.pi * x[0]) / 7, 2), bounds=(0, None))
+
+
 def refusals():
     V = FunctionSpace(mesh_of_cells("triangle"), "CG", 2)
     x = SpatialCoordinate(V.mesh())

@@ -15,6 +15,8 @@ from spon.sparse import SparseMap
 
 __all__ = ["Bounds", "Margin", "fit_margins", "soft_clip"]
 
+_ROUNDINGS = 8  # how many of them data at a bound may be beyond it
+
 
 def soft_clip(
     x: Tensor, lower: float | None, upper: float | None, margin: float | Tensor
@@ -122,12 +124,20 @@ class Bounds(InDouble):
         self.to_bernstein, self.from_bernstein = to_bernstein, from_bernstein
         self.lower, self.upper = lower, upper
         self.margin = Margin(margin, fitted=lower is None or upper is None)
+        # How much the change of basis can magnify the rounding of values.
+        self._growth = float(abs(to_bernstein.to_scipy()).sum(axis=1).max())
         nodes = len(weights)
         self.register_buffer("fixed", fixed.reshape(nodes, -1), persistent=False)
         self.register_buffer("weights", weights, persistent=False)
         self.register_buffer("mean", mean, persistent=False)
 
-    def forward(self, x: Tensor, boundary: Tensor, mean: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        boundary: Tensor,
+        mean: Tensor | None = None,
+        given_in: torch.dtype = torch.float64,
+    ) -> Tensor:
         """Bound a batch of functions.
 
         Parameters
@@ -136,6 +146,8 @@ class Bounds(InDouble):
         boundary : Tensor, shape (batch, nodes * components) or (nodes * components,)
             Values on the prescribed dofs.
         mean : Tensor, shape (batch, components) or (components,), optional
+        given_in : torch.dtype, optional
+            The precision that `boundary` came in. Its rounding may leave the bounds.
 
         Returns
         -------
@@ -151,12 +163,17 @@ class Bounds(InDouble):
         columns = values.reshape(len(x), nodes, components).transpose(0, 1)
         raw = self.to_bernstein(columns)
         fixed = self.fixed[:, None]
-        self._check_fixed(raw, fixed)
-        b = torch.where(fixed, raw, soft_clip(raw, self.lower, self.upper, self.margin.value))
+        self._check_fixed(raw, fixed, torch.finfo(given_in).eps)
+        bent = soft_clip(raw, self.lower, self.upper, self.margin.value)
+        b = torch.where(fixed, self.clip(raw), bent)
         mean = self.mean if mean is None else mean
         if mean is not None:
             b = self._with_mean(b, fixed, mean)
         return self.from_bernstein(b).transpose(0, 1).reshape(len(x), -1)
+
+    def clip(self, values: Tensor) -> Tensor:
+        """Prescribed values without the rounding that leaves the bounds."""
+        return values.clamp(self.lower, self.upper)
 
     def mean_squares(self, x: Tensor) -> Tensor:
         """Mean square distance of Bernstein coefficients from the one bound, over the domain.
@@ -175,16 +192,19 @@ class Bounds(InDouble):
         # The same on any mesh, with positive weights.
         return self.weights @ (raw - bound).square().mean(2)
 
-    def _check_fixed(self, raw: Tensor, fixed: Tensor) -> None:
+    def _check_fixed(self, raw: Tensor, fixed: Tensor, eps: float) -> None:
         if not bool(self.fixed.any()):
             return
         with torch.no_grad():
-            held = raw.masked_select(fixed.expand_as(raw))
-            slack = 1e-6 * self.margin.default
-            low = self.lower is not None and bool((held < self.lower - slack).any())
-            high = self.upper is not None and bool((held > self.upper + slack).any())
-        if low or high:
-            worst = float(held.min() if low else held.max())
+            bounds = [b for b in (self.lower, self.upper) if b is not None]
+            held = torch.where(fixed, raw, bounds[0])
+            size = held.abs().amax(0).clamp_min(max(map(abs, bounds)))
+            # Formulas that should be zero are so up to the rounding of one.
+            beyond = (held - self.clip(held)).abs()
+            slack = _ROUNDINGS * self._growth * (eps * size + torch.finfo(raw.dtype).eps)
+            wrong = bool((beyond > slack).any())
+        if wrong:
+            worst = float(held.ravel()[beyond.argmax()])
             raise ValueError(
                 f"Prescribed boundary values contradict the bounds ({self.lower}, {self.upper}): a "
                 f"Bernstein coefficient of the trace is {worst:.6g}. Change the values, or widen "

@@ -95,7 +95,8 @@ class Pipeline(InDouble):
         values = boundary.to(u)
         if self.bounds is not None:
             mean = self.bounds.mean if mean is None else mean
-            u = self.bounds(u, values, self._symmetric_mean(mean))
+            u = self.bounds(u, values, self._symmetric_mean(mean), boundary.dtype)
+            values = self.bounds.clip(values)
         u = torch.where(self.constrained, values, u)
         if self.integrals is not None:
             loose = any(
