@@ -181,6 +181,35 @@ def test_a_number_stands_for_all_samples():
         assert assemble(u * ds) == pytest.approx(2.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("make", [torch.Tensor.float, torch.Tensor.numpy])
+def test_fluxes_in_single_precision_balance_to_its_rounding(make):
+    U = FunctionSpace(UnitSquareMesh(4, 4), "RT", 1)
+    decoder = Decoder(U, divergence_free=True, flux=dict.fromkeys((1, 2, 3, 4), 0.0))
+    q = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    values = [*q, -q.sum(0)]
+    fluxes = {tag: make(v) for tag, v in enumerate(values, 1)}
+    z = large(decoder, torch.float32, 1.0)[:1].expand(8, -1)
+    n = FacetNormal(U.mesh())
+    for i, u in enumerate(decoder.function(z, flux=fluxes)):
+        for tag, value in enumerate(values, 1):
+            assert assemble(inner(u, n) * ds(tag)) == pytest.approx(float(value[i]), abs=1e-6)
+    off = fluxes | {4: fluxes[4] + 1e-3}
+    with pytest.raises(ValueError, match="cannot be attained"):
+        decoder(z, flux=off)
+    in_double = {tag: torch.tensor(v.tolist(), dtype=torch.float64) for tag, v in fluxes.items()}
+    with pytest.raises(ValueError, match="cannot be attained"):
+        decoder(z, flux=in_double)
+
+
+def test_numbers_for_each_sample_are_doubles():
+    V = FunctionSpace(UnitSquareMesh(3, 3), "CG", 1)
+    decoder = Decoder(V, mean=0.5)
+    z = large(decoder, torch.float64, 1.0)
+    for mean in (0.1, [0.1, 0.1]):
+        for u in decoder.function(z, mean=mean):
+            assert assemble(u * dx) == pytest.approx(0.1, abs=1e-14)
+
+
 def changing():
     """Decoders, and what changes afterwards in what they were given."""
     mesh = UnitSquareMesh(2, 2)

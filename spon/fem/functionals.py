@@ -122,7 +122,7 @@ class Functionals:
 
     def collect(
         self, count: int, mean: Any = None, flux: Any = None, integrals: Any = None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None, bool]:
         """Values for each sample: those of the functionals, and the means that bounds keep.
 
         Parameters
@@ -138,6 +138,8 @@ class Functionals:
         -------
         values : Tensor, shape (batch, m), or None
         mean : Tensor, shape (batch, components), or None
+        single : bool
+            Whether any of them came in single precision, and has its rounding.
 
         Raises
         ------
@@ -145,7 +147,7 @@ class Functionals:
             If the decoder has no such promise, a shape is wrong, or there is NaN or infinity.
         """
         if mean is None and flux is None and integrals is None:
-            return None, None
+            return None, None, False
         if flux is not None and (not isinstance(flux, Mapping) or set(flux) - set(self._tags)):
             raise ValueError(
                 f"Expected flux for each sample as a mapping of the promised tags "
@@ -171,7 +173,7 @@ class Functionals:
         if integrals is not None:
             rows = self._checked(integrals, count, self._integrals, "integrals").to(device)
             parts[start:] = rows.unbind(1)
-        return (torch.stack(parts, 1) if parts else None), means
+        return (torch.stack(parts, 1) if parts else None), means, any(map(_is_single, given))
 
     def _checked(self, given: Any, count: int, width: int, what: str) -> Tensor:
         if not width:
@@ -179,7 +181,7 @@ class Functionals:
                 f"Got {what} for each sample, and the decoder makes no such promise: build it with "
                 f"{what.split()[0]}=."
             )
-        rows = torch.as_tensor(given).double()
+        rows = torch.as_tensor(given, dtype=torch.float64)
         shape = tuple(rows.shape)
         if not shape and width == 1:
             rows = rows.expand(count, 1)
@@ -195,6 +197,12 @@ class Functionals:
 
 def _row(form: Any) -> np.ndarray:
     return to_tensor(assemble(form)).numpy().copy()
+
+
+def _is_single(given: Any) -> bool:
+    # Numbers of Python are doubles, though torch makes float32 of them.
+    typed = isinstance(given, Tensor | np.ndarray | np.generic)
+    return typed and torch.as_tensor(given).dtype == torch.float32
 
 
 def is_recipe(thing: Any) -> bool:

@@ -100,8 +100,10 @@ class KeptPromises:
         divergence = self.kernel is not None and self.kernel.divergence
         return self.kernel.complex.last if self.kernel and divergence else None
 
-    def collect(self, count: int, given: dict[str, Any]) -> tuple[Tensor | None, ...]:
+    def collect(self, count: int, given: dict[str, Any]) -> tuple[tuple[Tensor | None, ...], bool]:
         """Divergence, means of bounded functions and functionals for each of `count` samples.
+
+        With them, whether means or functionals came in single precision.
 
         Raises
         ------
@@ -131,8 +133,8 @@ class KeptPromises:
                     f"{W.dim()}), coefficients in {name_of(W)}."
                 )
             require_finite(source, "the divergence")
-        integrals, mean = self.functionals.collect(count, **given)
-        return source, mean, integrals
+        integrals, mean, single = self.functionals.collect(count, **given)
+        return (source, mean, integrals), single
 
     def _integrals(self, symmetric: Symmetric | GroupAverage | None) -> Integrals:
         """The corrections that keep all linear promises."""

@@ -57,6 +57,7 @@ class Pipeline(InDouble):
         divergence: Tensor | None = None,
         mean: Tensor | None = None,
         integrals: Tensor | None = None,
+        single: bool = False,
     ) -> Tensor:
         """Apply all promises in double precision.
 
@@ -74,6 +75,8 @@ class Pipeline(InDouble):
             Means, for `bounds`.
         integrals : Tensor, shape (batch, m), optional
             Values of the functionals, for `integrals`.
+        single : bool, optional
+            Whether these values came in single precision. The others tell by their type.
 
         Returns
         -------
@@ -99,11 +102,11 @@ class Pipeline(InDouble):
             values = self.bounds.clip(values)
         u = torch.where(self.constrained, values, u)
         if self.integrals is not None:
-            loose = any(
+            loose = single or any(
                 t is not None and t.dtype == torch.float32
-                for t in (boundary if per_sample else None, divergence, integrals)
+                for t in (boundary if per_sample else None, divergence)
             )
-            u = self.integrals(u, None if integrals is None else integrals.double(), loose)
+            u = self.integrals(u, integrals, loose)
         return torch.where(self.constrained, values, u)
 
     def _symmetric_mean(self, mean: Tensor | None) -> Tensor | None:
