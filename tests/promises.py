@@ -36,6 +36,10 @@ _HOLES: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {
     "box": ((2, 2, 2), []),
     "box with a cavity": ((3, 3, 3), [(1, 1, 1)]),
     "box with a tunnel": ((3, 3, 1), [(1, 1, 0)]),
+    "two squares": ((3, 1), [(1, 0)]),
+    "two bodies, one with a hole": ((5, 3), [(1, 1), *((3, i) for i in range(3))]),
+    "two squares at a corner": ((2, 2), [(1, 0), (0, 1)]),
+    "two boxes": ((3, 1, 1), [(1, 0, 0)]),
 }
 DOMAINS = list(_HOLES)
 

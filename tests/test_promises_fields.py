@@ -15,6 +15,7 @@ from firedrake import (
     UnitSquareMesh,
     as_vector,
     assemble,
+    conditional,
     curl,
     div,
     ds,
@@ -85,6 +86,38 @@ def test_every_field_of_the_kind_is_reached(name, family, tags):
     derivative = curl if family == "N1curl" else div
     assert full_rank(decoder) == kernel_dimension(U, derivative, bcs)
     assert decoder.unreached == 0
+
+
+@pytest.mark.parametrize("through", ["potential", "projection"])
+@pytest.mark.parametrize("name", ["two squares", "two boxes"])
+def test_each_piece_of_a_mesh_keeps_its_divergence(name, through):
+    U = FunctionSpace(domain(name), "RT", 2)
+    x = SpatialCoordinate(U.mesh())
+    left = conditional(x[0] < 1.5, 1.0, 0.0)
+    right = 1 - left
+    closed = zero_traces(U, "on_boundary")
+    given = {"through": through}
+    with pytest.raises(ValueError, match=r"each connected piece.*differ by 1"):
+        Decoder(U, closed, divergence=left - right, **given)
+    # The right one has an open end, the left one has none.
+    sides = zero_traces(U, tuple(range(3, 2 * len(x) + 2)))
+    inflow = DirichletBC(U, as_vector([1.0] + [0.0] * (len(x) - 1)), 1)
+    with pytest.raises(ValueError, match=r"each connected piece.*differ by 1"):
+        Decoder(U, [inflow, *sides], divergence_free=True, **given)
+    open_end = [inflow, *sides], sin(x[0]) * right - left
+    for bcs, f in (open_end, (closed, (x[0] - 0.5) * left + (x[0] - 2.5) * right)):
+        decoder = Decoder(U, bcs, divergence=f, **given)
+        f = project(f, decoder.divergence_space, solver_parameters={"ksp_rtol": 1e-15})
+        for u in decoder.function(large(decoder, torch.float64)):
+            assert cellwise(div(u) - f, u) < 1e-12
+            assert fem.boundary_violation(u, decoder.bcs) == 0
+
+
+def test_bodies_that_touch_in_a_point_are_pieces():
+    U = FunctionSpace(domain("two squares at a corner"), "RT", 1)
+    x = SpatialCoordinate(U.mesh())
+    with pytest.raises(ValueError, match="each connected piece"):
+        Decoder(U, zero_traces(U, "on_boundary"), divergence=conditional(x[0] < 1, 1.0, -1.0))
 
 
 def test_holes_with_walls_of_their_own_are_reached():

@@ -246,6 +246,27 @@ def test_what_changes_later_changes_no_promise(make, change, tmp_path):
     torch.testing.assert_close(loaded(z), decoder(z), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("offset", [1e4, 1e5, 5e5])
+def test_moments_are_kept_far_from_the_origin(offset):
+    """There the first moment is the integral times the offset, but for a small difference."""
+    mesh = UnitSquareMesh(4, 4)
+    mesh.coordinates.dat.data[:] += offset
+    x = SpatialCoordinate(mesh)
+    V = FunctionSpace(mesh, "CG", 1)
+    moments = [(lambda v: v * dx, 1.0), (lambda v: v * x[0] * dx, offset + 0.7)]
+    decoder = Decoder(V, integrals=moments)
+    for u in decoder.function(large(decoder, torch.float64, 1.0)):
+        assert assemble(u * dx) == pytest.approx(1.0, abs=1e-12)
+        assert assemble((x[0] - offset) * u * dx) == pytest.approx(0.7, abs=1e-14 * offset)
+    U, n = FunctionSpace(mesh, "RT", 2), FacetNormal(mesh)
+    flows = [(lambda v: v[0] * dx, 1.0), (lambda v: v[0] * x[1] * dx, offset + 0.7)]
+    decoder = Decoder(U, zero_traces(U, (3, 4)), divergence_free=True, integrals=flows)
+    for u in decoder.function(large(decoder, torch.float64, 1.0)):
+        assert assemble((x[1] - offset) * u[0] * dx) == pytest.approx(0.7, abs=1e-13 * offset)
+        assert assemble(inner(u, n) * ds(2)) == pytest.approx(1.0, abs=1e-14 * offset)
+        assert cellwise(div(u), u) < 1e-12
+
+
 def refusals():
     mesh = UnitSquareMesh(2, 2)
     V, U = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "RT", 1)
@@ -256,6 +277,8 @@ def refusals():
     yield lambda: Decoder(V, flux={9: 1.0}), ValueError, "boundary tag 9; the mesh has"
     closed = DirichletBC(V, 1.0, "on_boundary")
     yield lambda: Decoder(V, closed, flux={1: 3.0}), ValueError, "flux through 1 cannot be attained"
+    big = {"flux": {1: 1.001}, "integrals": [(lambda v: 1e8 * v * dx, 1e8)]}
+    yield lambda: Decoder(V, closed, **big), ValueError, "the flux through 1 cannot .* by 0.001"
     twice = [(lambda v: v * dx, 1.0), (lambda v: 2 * v * dx, 5.0)]
     yield lambda: Decoder(V, integrals=twice), ValueError, r"integral 0 \+ integral 1 cannot"
     yield lambda: Decoder(V, integrals=[(3, 1.0)]), TypeError, "pairs .functional, value."

@@ -27,12 +27,21 @@ from firedrake import (
     inner,
 )
 from firedrake import interpolate as ufl_interpolate
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, name_of
 
-__all__ = ["Complex", "complex_of", "harmonic_fields", "measure_of", "potential_conditions"]
+__all__ = [
+    "Complex",
+    "closed_pieces",
+    "complex_of",
+    "constants",
+    "harmonic_fields",
+    "measure_of",
+    "potential_conditions",
+]
 
 # Family of the field: (family of the potential, how much higher its degree).
 _FLUXES = {
@@ -128,6 +137,56 @@ def potential_conditions(P: Any, bcs: Sequence[Any]) -> list[Any]:
     return [DirichletBC(P, zero, bc.sub_domain) for bc in bcs]
 
 
+def closed_pieces(s: Complex, trace: np.ndarray) -> sp.csr_matrix:
+    """Pieces of the mesh through whose whole boundary the traces are prescribed.
+
+    The derivative of a field integrates to its traces over each of them: one condition a piece,
+    and one value of the derivative that the others determine.
+
+    Parameters
+    ----------
+    s : Complex
+        Whose derivative is a scalar, or a divergence.
+    trace : array of bool, shape (field.dim(),)
+        Prescribed dofs of the field.
+
+    Returns
+    -------
+    sparse matrix, shape (pieces, last.dim())
+        The coefficients of one in each piece, and of zero elsewhere.
+    """
+    second = s.second[:, ~trace]
+    # Cells that share a facet, and not only a vertex, are joined: there the field has a dof.
+    ones = _pieces(abs(_mass(s.last)) + abs(second) @ abs(second).T)
+    leaving = abs(ones @ second) > 1e-11 * abs(s.second).max()
+    return ones[np.flatnonzero(leaving.sum(axis=1) == 0)]
+
+
+def constants(s: Complex, fixed: np.ndarray) -> int:
+    """Number of pieces of the mesh on which the potential is known up to a constant.
+
+    Parameters
+    ----------
+    s : Complex
+        In 2D, of a scalar potential.
+    fixed : array of bool, shape (potential.dim(),)
+        Dofs of the potential that are zero.
+    """
+    ones = _pieces(abs(_mass(s.potential)))
+    return int((ones @ fixed.astype(float) == 0).sum())
+
+
+def _pieces(joined: sp.csr_matrix) -> sp.csr_matrix:
+    """Indicators of the sets of dofs that the entries of a matrix join, (sets, dofs)."""
+    count, label = connected_components(joined, directed=False)
+    dofs = np.arange(len(label))
+    return sp.csr_matrix((np.ones(len(label)), (label, dofs)), shape=(count, len(label)))
+
+
+def _mass(W: Any) -> sp.csr_matrix:
+    return sparse_map(inner(TrialFunction(W), TestFunction(W)) * dx).to_scipy()
+
+
 def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     """Fields without derivative and traces that are orthogonal to those of potentials.
 
@@ -148,9 +207,7 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray) -> np.ndar
     """
     free = np.flatnonzero(~trace)
     mass = s.mass[free][:, free]
-    w, p = TestFunction(s.last), TestFunction(s.potential)
-    last = sparse_map(inner(TrialFunction(s.last), w) * dx).to_scipy().diagonal()
-    below = sparse_map(inner(TrialFunction(s.potential), p) * dx).to_scipy().diagonal()
+    last, below = _mass(s.last).diagonal(), _mass(s.potential).diagonal()
     down = s.second[:, free]
     up = (s.mass @ s.first[:, ~fixed])[free]
     hodge = down.T @ sp.diags(1 / last) @ down + up @ sp.diags(1 / below[~fixed]) @ up.T

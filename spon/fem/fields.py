@@ -21,8 +21,9 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.fem.complexes import (
-    Complex,
+    closed_pieces,
     complex_of,
+    constants,
     harmonic_fields,
     measure_of,
     potential_conditions,
@@ -79,9 +80,11 @@ class Kernel:
                 "The prescribed traces are not those of whole facets: give boundary tags to the "
                 "conditions, not parts of them."
             )
-        self.closed = bool(np.abs(s.second[:, self.free].sum(axis=0)).max() < 1e-11 * _norm(s))
-        # The derivative is onto its space, up to a constant, but for curls in 3D.
-        self.saddle = self._saddle() if divergence or self.gdim == 2 else None
+        # The derivative is onto its space, up to a constant in closed pieces, but for curls in 3D.
+        self.saddle: Particular | None = None
+        if divergence or self.gdim == 2:
+            self.closed = closed_pieces(s, self.trace)
+            self.saddle = self._saddle()
         self.particular: Particular | GradientTraces | None = self.saddle
         if self.saddle is None and self.trace.any():
             self.particular = GradientTraces(s.first, s.mass, self.trace, self.fixed)
@@ -122,11 +125,12 @@ class Kernel:
     @property
     def dimension(self) -> int:
         """Dimension of the space, where its derivative maps onto the last one of the sequence."""
-        return len(self.free) - self.complex.last.dim() + self.closed
+        return len(self.free) - self.complex.last.dim() + self.closed.shape[0]
 
     def _saddle(self) -> Particular:
         s, free = self.complex, self.free
-        rows = np.arange(int(self.closed), s.last.dim())
+        # One equation of each closed piece follows from the others.
+        rows = np.setdiff1d(np.arange(s.last.dim()), self.closed.indices[self.closed.indptr[:-1]])
         down = s.second[rows]
         system = sp.bmat(
             [[s.mass[free][:, free], down[:, free].T], [down[:, free], None]], format="csc"
@@ -135,12 +139,12 @@ class Kernel:
         w = TestFunction(s.last)
         moments = sparse_map(inner(TrialFunction(s.last), w) * dx).to_scipy()
         load = sp.vstack([sp.csr_matrix((len(free), s.last.dim())), moments[rows]], format="csr")
-        balance = even = None
-        if self.closed:
-            weights = np.asarray(moments.sum(axis=0)).ravel()
-            normal = np.asarray(s.second.sum(axis=0)).ravel() * self.trace
-            balance = (torch.from_numpy(normal), torch.from_numpy(weights))
-            even = torch.from_numpy(np.append(np.zeros(len(free)), weights[rows] / weights.sum()))
+        normal = self.closed @ s.second @ sp.diags(self.trace.astype(float))
+        weights = self.closed @ moments
+        shares = sp.diags(1.0 / np.asarray(weights.sum(axis=1)).ravel()) @ weights
+        still = sp.csr_matrix((len(free), self.closed.shape[0]))
+        balance = SparseMap(sp.hstack([weights, -normal], format="csr"))
+        even = SparseMap(sp.vstack([still, shares[:, rows].T], format="csr"))
         trace = torch.from_numpy(self.trace)
         return Particular(
             system, SparseMap(held), SparseMap(load), torch.from_numpy(free), balance, even, trace,
@@ -150,8 +154,8 @@ class Kernel:
     def _harmonic(self) -> np.ndarray:
         s = self.complex
         if self.gdim == 2:
-            # The range of the potentials is as large as their number, or one less for a constant.
-            reached = int((~self.fixed).sum()) - (not self.fixed.any())
+            # The range of the potentials is as large as their number, less the constants.
+            reached = int((~self.fixed).sum()) - constants(s, self.fixed)
             if reached == self.dimension:
                 return np.zeros((s.field.dim(), 0))
         found = harmonic_fields(s, self.trace, self.fixed)
@@ -232,7 +236,3 @@ def _continuous(P: Any) -> tuple[str, int]:
     """Family and degree of the nodal elements beside those of a potential."""
     simplex = mesh_of(P).ufl_cell().is_simplex
     return "CG" if simplex else "Q", int(P.ufl_element().degree())
-
-
-def _norm(s: Complex) -> float:
-    return float(abs(s.second).max())

@@ -34,6 +34,9 @@ from spon.sparse import SparseMap
 
 __all__ = ["KeptPromises", "frozen_divergence", "moved_promises", "source_coefficients"]
 
+# What is left of a functional when others are taken out, relative to it, is zero below this.
+_DEPENDENT = 1e-11
+
 
 class KeptPromises:
     """The modules of a decoder with promises, and its latent space.
@@ -159,15 +162,21 @@ class KeptPromises:
             if len(free):
                 block = sp.csc_matrix(mass[free][:, free])
                 fields[free] = splu(block).solve(np.ascontiguousarray(rows[:, free].T))
-        gram = (rows @ fields) / np.outer(size, size)
-        values, vectors = np.linalg.eigh(0.5 * (gram + gram.T))
-        able = values > 1e-9
-        scaled = vectors / size[:, None]
-        correction = (fields @ scaled[:, able] / values[able]) @ scaled[:, able].T
-        stuck = np.linalg.qr(scaled[:, ~able])[0]
+        basis = _independent(fields / size, mass)
+        # What two nearly equal fields differ by carries their rounding, magnified.
+        if self.kernel is not None and basis.shape[1]:
+            basis = self.kernel.smallest(mass @ basis)
+        if symmetric is not None:
+            basis = symmetric(torch.from_numpy(basis.T)).numpy().T
+        left, values, right = np.linalg.svd((rows @ basis) / size[:, None])
+        rank = len(values)
+        amounts = (right.T / values) @ (left[:, :rank] / size[:, None]).T
+        stuck = left[:, rank:] / size[:, None]
+        stuck = stuck / np.linalg.norm(stuck, axis=0)
         return Integrals(
             torch.from_numpy(self.functionals.rows),
-            torch.from_numpy(correction),
+            torch.from_numpy(np.ascontiguousarray(basis)),
+            torch.from_numpy(amounts),
             torch.from_numpy(stuck),
             torch.from_numpy(self.functionals.values),
             self.functionals.names,
@@ -181,6 +190,34 @@ def frozen_divergence(divergence: Any) -> Any:
     if isinstance(divergence, Tensor):
         return divergence.detach().clone()
     return divergence.copy() if isinstance(divergence, np.ndarray) else frozen_value(divergence)
+
+
+def _independent(fields: np.ndarray, mass: sp.csr_matrix) -> np.ndarray:
+    """Orthonormal basis of the span of some fields, by Gram and Schmidt with pivots.
+
+    A Gram matrix would square the angle between two of them, and lose those that are nearly
+    parallel: the integral and the first moment of a domain far from the origin.
+
+    Parameters
+    ----------
+    fields : array, shape (dim, m)
+        Of norm one at the most.
+    mass : scipy sparse matrix, shape (dim, dim)
+
+    Returns
+    -------
+    array, shape (dim, r)
+    """
+    rest, basis = fields, np.zeros((len(fields), 0))
+    for _ in range(fields.shape[1]):
+        norms = np.sqrt(np.maximum(np.einsum("ij,ij->j", rest, mass @ rest), 0.0))
+        pivot = int(norms.argmax())
+        if norms[pivot] < _DEPENDENT:
+            break
+        basis = np.column_stack([basis, rest[:, pivot] / norms[pivot]])
+        for _ in range(2):  # twice is enough (Kahan, in Parlett, 1980, section 6.9)
+            rest = rest - basis @ (basis.T @ (mass @ rest))
+    return basis
 
 
 def moved_promises(given: Specification, W: Any, mesh: Any) -> dict[str, Any]:

@@ -21,10 +21,13 @@ class Integrals(InDouble):
     ----------
     functionals : Tensor, shape (m, dim)
         L, one row for each functional.
-    correction : Tensor, shape (dim, m)
-        W: fields that keep all other promises, ``L W`` is the identity on what can be attained.
-    stuck : Tensor, shape (m, r)
-        Orthonormal combinations of the functionals that the other promises determine already.
+    fields : Tensor, shape (dim, r)
+        F: fields that keep all other promises, of norm one.
+    amounts : Tensor, shape (r, m)
+        A, with ``W = F A``: ``L W`` is the identity on what can be attained. The product is never
+        formed, whose large entries cancel where functionals are nearly dependent.
+    stuck : Tensor, shape (m, m - r)
+        Combinations, of norm one, of the functionals that the other promises determine already.
     values : Tensor, shape (m,)
         d, where none are given at the call.
     names : sequence of str
@@ -32,14 +35,16 @@ class Integrals(InDouble):
     """
 
     functionals: Tensor
-    correction: Tensor
+    fields: Tensor
+    amounts: Tensor
     stuck: Tensor
     values: Tensor
 
     def __init__(
         self,
         functionals: Tensor,
-        correction: Tensor,
+        fields: Tensor,
+        amounts: Tensor,
         stuck: Tensor,
         values: Tensor,
         names: Sequence[str],
@@ -47,7 +52,8 @@ class Integrals(InDouble):
         super().__init__()
         self.names = list(names)
         self.register_buffer("functionals", functionals, persistent=False)
-        self.register_buffer("correction", correction, persistent=False)
+        self.register_buffer("fields", fields, persistent=False)
+        self.register_buffer("amounts", amounts, persistent=False)
         self.register_buffer("stuck", stuck, persistent=False)
         self.register_buffer("values", values, persistent=False)
 
@@ -74,21 +80,27 @@ class Integrals(InDouble):
         gap = d - u @ self.functionals.T
         if self.stuck.shape[1]:
             self._check(gap, u, d, _LOOSE if loose else _TOLERANCE)
-        u = u + gap @ self.correction.T
+        u = u + self._change(gap)
         # Large corrections leave the rounding of large numbers.
-        return u + (d - u @ self.functionals.T) @ self.correction.T
+        return u + self._change(d - u @ self.functionals.T)
+
+    def _change(self, gap: Tensor) -> Tensor:
+        return (gap @ self.amounts.T) @ self.fields.T
 
     def _check(self, gap: Tensor, u: Tensor, d: Tensor, tolerance: float) -> None:
         with torch.no_grad():
-            scale = (u.abs() @ self.functionals.abs().T).amax(-1) + d.abs().amax(-1)
+            # Each combination by its own terms: a large functional does not excuse a small one.
+            scale = u.abs() @ self.functionals.abs().T + d.abs()
             wrong = gap @ self.stuck
-            bad = (wrong.abs() > tolerance * scale[..., None] + 1e-300).any(-1)
+            bad = wrong.abs() > tolerance * (scale @ self.stuck.abs()) + 1e-300
         if bad.any():
-            column = self.stuck[:, int(wrong.abs().amax(0).argmax())]
-            involved = [n for n, c in zip(self.names, column, strict=True) if abs(float(c)) > 1e-6]
+            sample, which = (int(i) for i in bad.nonzero()[0])
+            parts = self.stuck[:, which].abs() * self.functionals.norm(dim=1)
+            terms = zip(self.names, parts, strict=True)
+            involved = [name for name, part in terms if part > 1e-6 * parts.max()]
             raise ValueError(
                 f"The prescribed value of {' + '.join(involved)} cannot be attained: the other "
                 "promises (traces, divergence, or another integral) fix it to another value, off "
-                f"by {float(wrong.abs().max()):.3g}. Leave it out, change its value, or free a "
-                "part of the boundary."
+                f"by {float(wrong[sample, which].abs()):.3g}. Leave it out, change its value, or "
+                "free a part of the boundary."
             )

@@ -26,10 +26,11 @@ class Particular(InDouble):
         Coefficients of the right-hand side to its moments, zero rows on the free dofs.
     free : Tensor of int, shape (k,)
         Which dofs of the field the first k unknowns are.
-    balance : tuple of Tensor (dim,) and Tensor (multipliers' space dim,), or None
-        Weights of the condition ``traces @ g = sources @ f`` under which there is a solution.
-    even : Tensor, shape (n,), or None
-        Moments of one over the domain's measure: where an imbalance by rounding goes.
+    balance : SparseMap, shape (pieces, multipliers' space dim + dim)
+        The total inside less that of the traces, for each piece of the domain with traces all
+        round: zero where there is a solution.
+    even : SparseMap, shape (n, pieces)
+        Moments of one over the measure of the piece: where an imbalance by rounding goes.
     trace : Tensor of bool, shape (dim,)
         The prescribed dofs.
     what : tuple of str
@@ -38,9 +39,6 @@ class Particular(InDouble):
 
     _free: Tensor
     _trace: Tensor
-    _traces: Tensor
-    _sources: Tensor
-    _even: Tensor
     default: Tensor
 
     def __init__(
@@ -49,20 +47,16 @@ class Particular(InDouble):
         boundary: SparseMap,
         load: SparseMap,
         free: Tensor,
-        balance: tuple[Tensor, Tensor] | None,
-        even: Tensor | None,
+        balance: SparseMap,
+        even: SparseMap,
         trace: Tensor,
         what: tuple[str, str],
     ) -> None:
         super().__init__()
         self.inverse, self.system = InverseMap(system), SparseMap(system)
         self.boundary, self.load, self.what = boundary, load, what
-        self.balanced = balance is not None
-        traces, sources = balance or (torch.empty(0), torch.empty(0))
-        self.register_buffer("_traces", traces.double(), persistent=False)
-        self.register_buffer("_sources", sources.double(), persistent=False)
-        empty = torch.empty(0, dtype=torch.float64)
-        self.register_buffer("_even", empty if even is None else even, persistent=False)
+        self.balance, self.even = balance, even
+        self.terms = SparseMap(abs(balance.to_scipy()))
         self.register_buffer("_free", free, persistent=False)
         self.register_buffer("_trace", trace, persistent=False)
         self.register_buffer("default", torch.zeros(trace.shape[0]).double(), persistent=False)
@@ -101,15 +95,8 @@ class Particular(InDouble):
         g = torch.where(self._trace, traces, 0.0).double()
         f = source.to(g)
         right = (self.load.batch(f) - self.boundary.batch(g)).T
-        if self.balanced:
-            gap = f @ self._sources - g @ self._traces
-            scale = f.abs() @ self._sources.abs() + g.abs() @ self._traces.abs()
-            tolerance = _TOLERANCE[torch.float32 if single else torch.float64]
-            bad = gap.abs() > tolerance * scale
-            if bad.any():
-                i = int(bad.nonzero()[0])
-                raise ValueError(self._refusal(i, len(bad), float(gap[i])))
-            right = right - self._even[:, None] * gap
+        if self.balance.shape[0]:
+            right = right - self.even(self._imbalance(g, f, single).T)
         y = self.inverse(right)
         y = y + self.inverse(right - self.system(y))
         return g.expand(y.shape[1], -1).index_copy(1, self._free, y[: len(self._free)].T)
@@ -128,11 +115,22 @@ class Particular(InDouble):
         f = self.default_source.to(self.default.device) if source is None else source
         return self.solve(torch.atleast_2d(g), torch.atleast_2d(f))
 
+    def _imbalance(self, g: Tensor, f: Tensor, single: bool) -> Tensor:
+        count = max(len(f), len(g))
+        data = torch.cat([f.expand(count, -1), g.expand(count, -1)], 1)
+        gap, scale = self.balance.batch(data), self.terms.batch(data.abs())
+        bad = gap.abs() > _TOLERANCE[torch.float32 if single else torch.float64] * scale
+        if bad.any():
+            sample, piece = (int(i) for i in bad.nonzero()[0])
+            raise ValueError(self._refusal(sample, count, float(gap[sample, piece])))
+        return gap
+
     def _refusal(self, sample: int, count: int, gap: float) -> str:
         inside, outside = self.what
         which = "" if count == 1 else f" of sample {sample}"
         return (
             f"The prescribed {outside}{which} contradict the prescribed {inside}: it integrates to "
-            f"the {outside}' total over the whole boundary, and they differ by {gap:.3g}. Leave a "
-            f"part of the boundary free, or correct the data so that the totals agree."
+            f"the {outside}' total over the whole boundary (of each connected piece of the mesh), "
+            f"and they differ by {gap:.3g}. Leave a part of the boundary free, or correct the data "
+            "so that the totals agree."
         )
