@@ -23,6 +23,7 @@ from firedrake import (
     sin,
 )
 
+import spon
 from spon import Decoder, Encoder, fem
 
 
@@ -209,6 +210,39 @@ def test_a_decoder_moves_to_another_mesh_with_its_conditions():
     by_rule = Decoder(U, lambda V: DirichletBC(V, SpatialCoordinate(V.mesh()), 4)).on(fine)
     again = Decoder(W, DirichletBC(W, y, 4))
     torch.testing.assert_close(by_rule.values, again.values, rtol=0, atol=0)
+
+
+def RT(V):
+    return FunctionSpace(V.mesh(), "RT", 1)
+
+
+class Pin(DirichletBC):
+    """The usual way to hold one node."""
+
+    nodes = property(lambda self: np.array([0], dtype=np.int32))
+
+
+def pin(V):
+    return Pin(V, 1.0, "on_boundary")
+
+
+def test_a_pinned_node_stays_one_node(tmp_path):
+    V = FunctionSpace(UnitSquareMesh(3, 3), "CG", 1)
+    fine = UnitSquareMesh(4, 4)
+    decoder = Decoder(V, pin(V))
+    net = spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(2, 1), decoder)
+    assert int(decoder.constrained.sum()) == 1
+    assert not net.geometry.torsion.any()  # no part of the boundary is held
+    with pytest.raises(ValueError, match=r"holds at nodes of its own.*bcs=lambda U"):
+        net.on(fine)
+    by_rule = Decoder(V, pin)
+    assert int(by_rule.on(fine).constrained.sum()) == 1
+    net.save(tmp_path / "net.spon")
+    for mesh, more in ((V.mesh(), {}), (fine, {"same_mesh": False})):
+        with pytest.raises(ValueError, match=r"holds at nodes of its own.*bcs= at loading"):
+            spon.load(tmp_path / "net.spon", mesh, **more)
+        loaded = spon.load(tmp_path / "net.spon", mesh, bcs=pin, **more)
+        assert int(loaded.decoder.constrained.sum()) == 1
 
 
 def wrong_calls():
