@@ -1,5 +1,7 @@
 """Encoders are exact on their space, decoders keep boundary values to the last bit."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from firedrake import (
     DirichletBC,
     Function,
     FunctionSpace,
+    PeriodicUnitSquareMesh,
     SpatialCoordinate,
     TestFunction,
     UnitCubeMesh,
+    UnitIcosahedralSphereMesh,
     UnitSquareMesh,
     VectorFunctionSpace,
     as_vector,
@@ -275,7 +279,24 @@ def wrong_calls():
     yield lambda V: Decoder(V, 3), TypeError, "DirichletBC.*got int"
     yield lambda V: Decoder(V, [3]), TypeError, "found a int"
     yield lambda V: Decoder(V, DirichletBC(V, 0, 77)), ValueError, "no boundary tag 77; its tags"
-    yield dg_condition, ValueError, "constrains no dof of DG 0"
+    yield dg_condition, ValueError, "constrains no dof of DG 0.*this element has no dofs"
+
+    def held(mesh, tag, V):
+        closed = FunctionSpace(mesh, "CG", 1)
+        return Decoder(closed, DirichletBC(closed, 0, tag))
+
+    for mesh, tag in (
+        (PeriodicUnitSquareMesh(3, 3), "on_boundary"),
+        (PeriodicUnitSquareMesh(3, 3), 1),
+        (UnitIcosahedralSphereMesh(1), "on_boundary"),
+    ):
+        yield partial(held, mesh, tag), ValueError, "the mesh has no facets there"
+    flow = {"divergence_free": True}
+    yield (
+        lambda V: Decoder(RT(V), Pin(RT(V), [0.0, 0.0], 1), **flow),
+        ValueError,
+        "say nothing of a potential",
+    )
     yield (
         lambda V: Decoder(FunctionSpace(V.mesh(), "CG", 2), DirichletBC(V, 0, 1)),
         ValueError,

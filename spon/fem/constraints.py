@@ -89,7 +89,7 @@ def checked_bcs(U: Any, bcs: Any, owner: str = "decoder") -> list[Any]:
         if len(bc.nodes) == 0:
             raise ValueError(
                 f"The boundary condition on {bc.sub_domain} constrains no dof of {_describe(U)}: "
-                "this element has no dofs on the boundary (discontinuous spaces have none)."
+                f"{_why_none(bc)}."
             )
     return list(bcs)
 
@@ -355,6 +355,16 @@ def _check_tags(bc: Any) -> None:
             f"The mesh has no boundary tag {', '.join(map(str, missing))}; its tags are "
             f"{sorted(known)}."
         )
+
+
+def _why_none(bc: Any) -> str:
+    mesh = mesh_of(bc.parent_function_space)
+    if len(BCBase(FunctionSpace(mesh, "CG", 1), bc.sub_domain).nodes):
+        return "this element has no dofs on the boundary (discontinuous spaces have none)"
+    return (
+        "the mesh has no facets there (a periodic or closed mesh has no boundary): leave the "
+        "condition out"
+    )
 
 
 def _describe(V: Any) -> str:
