@@ -1,5 +1,7 @@
 """Encoders are exact on their space, decoders keep boundary values to the last bit."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from firedrake import (
     DirichletBC,
     Function,
     FunctionSpace,
+    PeriodicUnitSquareMesh,
     SpatialCoordinate,
     TestFunction,
     UnitCubeMesh,
+    UnitIcosahedralSphereMesh,
     UnitSquareMesh,
     VectorFunctionSpace,
     as_vector,
@@ -23,6 +27,7 @@ from firedrake import (
     sin,
 )
 
+import spon
 from spon import Decoder, Encoder, fem
 
 
@@ -211,6 +216,39 @@ def test_a_decoder_moves_to_another_mesh_with_its_conditions():
     torch.testing.assert_close(by_rule.values, again.values, rtol=0, atol=0)
 
 
+def RT(V):
+    return FunctionSpace(V.mesh(), "RT", 1)
+
+
+class Pin(DirichletBC):
+    """The usual way to hold one node."""
+
+    nodes = property(lambda self: np.array([0], dtype=np.int32))
+
+
+def pin(V):
+    return Pin(V, 1.0, "on_boundary")
+
+
+def test_a_pinned_node_stays_one_node(tmp_path):
+    V = FunctionSpace(UnitSquareMesh(3, 3), "CG", 1)
+    fine = UnitSquareMesh(4, 4)
+    decoder = Decoder(V, pin(V))
+    net = spon.OperatorNetwork(spon.Encoder(V), spon.processors.Graph(2, 1), decoder)
+    assert int(decoder.constrained.sum()) == 1
+    assert not net.geometry.torsion.any()  # no part of the boundary is held
+    with pytest.raises(ValueError, match=r"holds at nodes of its own.*bcs=lambda U"):
+        net.on(fine)
+    by_rule = Decoder(V, pin)
+    assert int(by_rule.on(fine).constrained.sum()) == 1
+    net.save(tmp_path / "net.spon")
+    for mesh, more in ((V.mesh(), {}), (fine, {"same_mesh": False})):
+        with pytest.raises(ValueError, match=r"holds at nodes of its own.*bcs= at loading"):
+            spon.load(tmp_path / "net.spon", mesh, **more)
+        loaded = spon.load(tmp_path / "net.spon", mesh, bcs=pin, **more)
+        assert int(loaded.decoder.constrained.sum()) == 1
+
+
 def wrong_calls():
     def dg_condition(V):
         D = FunctionSpace(V.mesh(), "DG", 0)
@@ -241,7 +279,24 @@ def wrong_calls():
     yield lambda V: Decoder(V, 3), TypeError, "DirichletBC.*got int"
     yield lambda V: Decoder(V, [3]), TypeError, "found a int"
     yield lambda V: Decoder(V, DirichletBC(V, 0, 77)), ValueError, "no boundary tag 77; its tags"
-    yield dg_condition, ValueError, "constrains no dof of DG 0"
+    yield dg_condition, ValueError, "constrains no dof of DG 0.*this element has no dofs"
+
+    def held(mesh, tag, V):
+        closed = FunctionSpace(mesh, "CG", 1)
+        return Decoder(closed, DirichletBC(closed, 0, tag))
+
+    for mesh, tag in (
+        (PeriodicUnitSquareMesh(3, 3), "on_boundary"),
+        (PeriodicUnitSquareMesh(3, 3), 1),
+        (UnitIcosahedralSphereMesh(1), "on_boundary"),
+    ):
+        yield partial(held, mesh, tag), ValueError, "the mesh has no facets there"
+    flow = {"divergence_free": True}
+    yield (
+        lambda V: Decoder(RT(V), Pin(RT(V), [0.0, 0.0], 1), **flow),
+        ValueError,
+        "say nothing of a potential",
+    )
     yield (
         lambda V: Decoder(FunctionSpace(V.mesh(), "CG", 2), DirichletBC(V, 0, 1)),
         ValueError,

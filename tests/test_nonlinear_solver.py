@@ -100,6 +100,18 @@ def solver_of(problem, engine="newton", **options):
     )
 
 
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_conditions_with_their_own_nodes_hold_there_only(engine):
+    class Pin(fd.DirichletBC):
+        nodes = property(lambda self: np.array([0], dtype=np.int32))
+
+    p = Diffusion()
+    solver = NonlinearSolver(p.F, p.u, p.inputs, [Pin(p.V, 0.5, "on_boundary")], ENGINES[engine])
+    found = solver(*p.values)
+    expected = p.firedrake(0, [Pin(p.V, 0.5, "on_boundary")])
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_solutions_agree_with_firedrake(diffusion, engine):
     solver = solver_of(diffusion, engine)

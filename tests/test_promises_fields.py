@@ -259,6 +259,10 @@ def refusals():
     yield lambda: d(z, divergence=torch.zeros(1, 8)), "promises none.*divergence=0.0"
     open_ = Decoder(U, divergence=0.0)
     yield lambda: open_(z, divergence=torch.zeros(1, 3)), r"shape \(1, 3\): expected \(1, 8\)"
+    elsewhere = Function(FunctionSpace(UnitSquareMesh(2, 2), "DG", 0))
+    yield lambda: open_(z, divergence=elsewhere), "divergence in DG 0 .* on another mesh: expected"
+    vertices = Function(FunctionSpace(mesh, "CG", 1))
+    yield lambda: open_(z, divergence=[vertices]), "divergence in CG 1 .* expected .* DG 0"
     nan = float("nan")
     yield lambda: Decoder(U, divergence=nan), "NaN or infinity in the divergence"
     yield lambda: Decoder(U, divergence=torch.full((8,), nan)), "NaN or infinity in the divergence"

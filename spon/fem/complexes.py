@@ -30,6 +30,7 @@ from firedrake import interpolate as ufl_interpolate
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 
+from spon.fem.constraints import has_own_nodes
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, name_of
 
@@ -132,7 +133,20 @@ def complex_of(U: Any, divergence: bool) -> Complex:
 
 
 def potential_conditions(P: Any, bcs: Sequence[Any]) -> list[Any]:
-    """Zero conditions for a potential where its field has prescribed traces."""
+    """Zero conditions for a potential where its field has prescribed traces.
+
+    Raises
+    ------
+    ValueError
+        If a condition holds at nodes of its own.
+    """
+    for bc in bcs:
+        if has_own_nodes(bc):
+            raise ValueError(
+                f"The boundary condition on {bc.sub_domain} holds at nodes of its own, which say "
+                "nothing of a potential: with a known divergence or curl, give conditions on "
+                "boundary tags."
+            )
     zero = 0.0 if not P.value_shape else [0.0] * P.value_shape[0]
     return [DirichletBC(P, zero, bc.sub_domain) for bc in bcs]
 

@@ -10,6 +10,7 @@ import torch
 import ufl
 from firedrake import Constant, DirichletBC, Function, FunctionSpace, SpatialCoordinate, assemble
 from firedrake import interpolate as ufl_interpolate
+from firedrake.bcs import BCBase
 from tsfc.ufl_utils import extract_firedrake_constants
 from ufl.algorithms import extract_coefficients
 
@@ -26,9 +27,15 @@ __all__ = [
     "constant_value",
     "essential_values",
     "frozen_value",
+    "has_own_nodes",
     "move_bc",
     "moved_value",
 ]
+
+_OWN_NODES = (
+    "The boundary condition on {} holds at nodes of its own, which are numbers on one mesh, not at "
+    "those of its tags: give it for the other mesh, {}."
+)
 
 
 def is_rule(bcs: Any) -> bool:
@@ -82,7 +89,7 @@ def checked_bcs(U: Any, bcs: Any, owner: str = "decoder") -> list[Any]:
         if len(bc.nodes) == 0:
             raise ValueError(
                 f"The boundary condition on {bc.sub_domain} constrains no dof of {_describe(U)}: "
-                "this element has no dofs on the boundary (discontinuous spaces have none)."
+                f"{_why_none(bc)}."
             )
     return list(bcs)
 
@@ -145,14 +152,24 @@ def boundary_violation(f: Any, bcs: Sequence[Any]) -> float:
     return float(np.abs(_flat(f) - _flat(expected)).max())
 
 
+def has_own_nodes(bc: Any) -> bool:
+    """Whether a condition holds at other nodes than those of its boundary tags.
+
+    The usual way to pin a single node is a subclass with a property `nodes`.
+    """
+    tagged = BCBase(bc.function_space(), bc.sub_domain).nodes
+    return not np.array_equal(np.unique(bc.nodes), np.unique(tagged))
+
+
 def bc_to_json(bc: Any) -> dict[str, Any]:
     """Describe a boundary condition; ``value`` is None unless it is constant."""
     sub_domain = [list(s) if isinstance(s, tuple) else s for s in bc.sub_domain]
-    return {
+    data = {
         "indices": list(bc._indices),
         "sub_domain": sub_domain,
         "value": constant_value(bc._original_arg),
     }
+    return data | {"own_nodes": True} if has_own_nodes(bc) else data
 
 
 def bc_from_json(U: Any, data: dict[str, Any]) -> Any:
@@ -161,8 +178,10 @@ def bc_from_json(U: Any, data: dict[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        If the value of the condition was not constant, or the mesh lacks its boundary tag.
+        If the value of the condition was not constant, it held at nodes of its own, or the mesh
+        lacks its boundary tag.
     """
+    _require_tagged_nodes(data)
     if data["value"] is None:
         raise ValueError(
             f"The boundary condition on {data['sub_domain']} has values that vary in space, which "
@@ -187,7 +206,14 @@ def bcs_from_values(U: Any, described: Sequence[dict[str, Any]], values: np.ndar
     Returns
     -------
     list of DirichletBC
+
+    Raises
+    ------
+    ValueError
+        If a condition held at nodes of its own.
     """
+    for data in described:
+        _require_tagged_nodes(data)
     g = to_function(torch.from_numpy(values), U)
     bcs = []
     for data in described:
@@ -246,8 +272,13 @@ def move_bc(bc: Any, value: Any, U: Any) -> Any:
     Raises
     ------
     ValueError
-        If the values cannot be moved, or the mesh lacks the boundary tag.
+        If the values cannot be moved, the condition holds at nodes of its own, or the mesh lacks
+        the boundary tag.
     """
+    if has_own_nodes(bc):
+        raise ValueError(
+            _OWN_NODES.format(list(bc.sub_domain), "bcs=lambda U: MyCondition(U, ...)")
+        )
     if isinstance(bc, ValuesOnOneMesh):
         raise ValueError(
             f"The boundary condition on {bc.sub_domain} has values that vary in space and comes "
@@ -297,6 +328,11 @@ def constant_value(value: Any) -> Any:
     return np.asarray(flat).reshape(shape).tolist()
 
 
+def _require_tagged_nodes(data: dict[str, Any]) -> None:
+    if data.get("own_nodes"):
+        raise ValueError(_OWN_NODES.format(data["sub_domain"], "bcs= at loading"))
+
+
 def _sub_space(U: Any, indices: Sequence[int]) -> Any:
     for index in indices:
         U = U.sub(index)
@@ -319,6 +355,16 @@ def _check_tags(bc: Any) -> None:
             f"The mesh has no boundary tag {', '.join(map(str, missing))}; its tags are "
             f"{sorted(known)}."
         )
+
+
+def _why_none(bc: Any) -> str:
+    mesh = mesh_of(bc.parent_function_space)
+    if len(BCBase(FunctionSpace(mesh, "CG", 1), bc.sub_domain).nodes):
+        return "this element has no dofs on the boundary (discontinuous spaces have none)"
+    return (
+        "the mesh has no facets there (a periodic or closed mesh has no boundary): leave the "
+        "condition out"
+    )
 
 
 def _describe(V: Any) -> str:

@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
+from spon.fem.constraints import has_own_nodes
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
@@ -147,6 +148,9 @@ class _Latent:
         """Nodes on the parts of the boundary where a condition holds, (nodes,)."""
         fixed = np.zeros(self.space.dim(), dtype=bool)
         for bc in bcs:
+            # A single node is no part of the boundary; the decoder holds it.
+            if has_own_nodes(bc):
+                continue
             fixed[fd.DirichletBC(self.space, 0.0, bc.sub_domain).nodes] = True
         return fixed
 

@@ -129,6 +129,7 @@ class KeptPromises:
                     "with divergence=0.0 to say that it will be given."
                 )
             if not isinstance(source, Tensor):
+                _check_space(source, W)
                 source = to_tensor(source)
             if source.shape not in ((count, W.dim()), (W.dim(),)):
                 raise ValueError(
@@ -290,6 +291,19 @@ def _source_coefficients(source: Any, W: Any) -> Tensor:
     expression = Constant(float(source)) if isinstance(source, int | float) else source
     values = to_tensor(assemble(inner(expression, w) * dx(domain=mesh_of(W)))).numpy()
     return torch.from_numpy(splu(sp.csc_matrix(mass)).solve(values))
+
+
+def _check_space(source: Any, W: Any) -> None:
+    """Refuse functions whose coefficients mean nothing in the space of divergences."""
+    for f in source if isinstance(source, Sequence) else [source]:
+        space = f.function_space() if is_function(f) else W
+        if space != W:
+            where = "" if mesh_of(space) is mesh_of(W) else " on another mesh"
+            raise ValueError(
+                f"Got a divergence in {name_of(space)} with {space.dim()} dofs{where}: expected "
+                f"functions of the decoder's own space of divergences, {name_of(W)} with "
+                f"{W.dim()} dofs (divergence_space): interpolate it there."
+            )
 
 
 def _symmetric(U: Any, trace: np.ndarray, values: np.ndarray) -> Symmetric:

@@ -101,4 +101,6 @@ def _moved(bc: Any, values: Any) -> Any:
     space = values.function_space()
     for index in bc._indices:
         space, values = space.sub(index), values.sub(index)
-    return fd.DirichletBC(space, values, bc.sub_domain)
+    moved = fd.DirichletBC(space, values, bc.sub_domain)
+    moved.nodes = bc.nodes  # a subclass may have chosen them
+    return moved
