@@ -6,6 +6,7 @@ import firedrake as fd
 import numpy as np
 import pytest
 import torch
+from test_geometry import two_squares
 
 import spon
 from spon.fem.geometry import build_geometry
@@ -104,6 +105,26 @@ def test_without_conditions_a_singular_problem_names_the_sample():
     coefficients[3, :, 1] = 0.0
     with pytest.raises(spon.fem.SingularMatrixError, match="1 of a batch of 2"):
         points.solve(coefficients, torch.ones(25, 2, dtype=torch.float64))
+
+
+def test_a_piece_without_conditions_has_a_reaction():
+    mesh = two_squares()
+    space = fd.FunctionSpace(mesh, "CG", 1)
+    torch.manual_seed(0)
+    net = spon.OperatorNetwork(
+        spon.Encoder(space),
+        Elliptic(channels=4),
+        spon.Decoder(space, fd.DirichletBC(space, 0.0, 1)),
+        torch.float64,
+    )
+    with torch.no_grad():
+        net.processor.hidden[0].law[-1].bias.view(2, -1)[:, 4] = -1e3  # no reaction of its own
+        out = net(torch.ones(1, space.dim(), dtype=torch.float64))
+    assert float(out.abs().max()) < 1e4
+    both = [fd.DirichletBC(space, 0.0, tag) for tag in (1, 2)]
+    request = GeometryRequest(elliptic=True)
+    assert build_geometry(request, [], space, both).points.solve.constrained
+    assert not build_geometry(request, [], space, both[:1]).points.solve.constrained
 
 
 def test_coefficients_that_went_astray_give_nan_in_their_own_column():

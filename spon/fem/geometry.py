@@ -24,7 +24,7 @@ from torch import Tensor
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
-from spon.fem.graphs import cell_graph
+from spon.fem.graphs import cell_graph, on_held_pieces
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.lifting import interleaved, lifted
 from spon.fem.maps import sparse_map
@@ -256,11 +256,16 @@ def _fixed_components(latent: _Latent, output_space: Any, bcs: Sequence[Any]) ->
 
 
 def _torsion(latent: _Latent, fixed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Solution of -Laplace(t) = 1 with t = 0 at fixed nodes, over its maximum; zero if none is."""
+    """Solution of -Laplace(t) = 1 with t = 0 at fixed nodes, over its maximum.
+
+    Zero on the pieces of a domain where no node is fixed: there is no solution there.
+    """
     t = np.zeros(len(fixed))
-    free = np.flatnonzero(~fixed)
-    if 0 < len(free) < len(fixed):
-        stiffness, mass = latent.forms()
+    if not fixed.any():
+        return t
+    stiffness, mass = latent.forms()
+    free = np.flatnonzero(~fixed & on_held_pieces(stiffness, fixed))
+    if len(free):
         load = mass @ np.ones(len(fixed))
         t[free] = splu(sp.csc_matrix(stiffness[free][:, free])).solve(load[free])
         t /= t.max()

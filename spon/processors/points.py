@@ -150,7 +150,8 @@ class EllipticSolve(nn.Module):
     rows, columns : integer Tensor, shape (entries,)
         Where the entries are.
     constrained : bool
-        Whether solutions vanish on a part of the boundary; if not, c must not be zero.
+        Whether solutions vanish on a part of the boundary, on each piece of a domain of several;
+        if not, c must not be zero.
     """
 
     rows: Tensor
