@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from spon import Encoder
 from spon.fem.geometry import build_geometry
 from spon.processors.base import GeometryRequest
 
@@ -293,6 +294,25 @@ def test_spaces_on_different_meshes_are_refused():
         build_geometry(
             GeometryRequest(), [fd.FunctionSpace(one, "CG", 1)], fd.FunctionSpace(two, "CG", 1)
         )
+
+
+def test_an_input_with_values_at_quadrature_points_is_refused():
+    mesh = fd.UnitSquareMesh(2, 2)
+    output = fd.FunctionSpace(mesh, "CG", 1)
+    points = fd.FunctionSpace(mesh, "Quadrature", 2)
+    vectors = fd.VectorFunctionSpace(mesh, "Quadrature", 2)
+    for space in (points, vectors, output * points):
+        for request in (GeometryRequest(), GeometryRequest(elliptic=True)):
+            with pytest.raises(ValueError, match=r"input 1 .*Quadrature.*method=\"project\""):
+                build_geometry(request, [output, space], output)
+    # What the message says.
+    cells = fd.FunctionSpace(mesh, "DG", 0)
+    x = fd.Function(points).interpolate(fd.SpatialCoordinate(mesh)[0])
+    found = Encoder(cells, points, method="project").encode(x)
+    expected = fd.Function(cells).interpolate(fd.SpatialCoordinate(mesh)[0])
+    assert torch.allclose(found[0].double(), coefficients(expected)[:, 0])
+    # Processors that look at no nodes take such inputs.
+    build_geometry(GeometryRequest(nodes=False), [points], output)
 
 
 def test_a_fully_constrained_space_is_refused():

@@ -29,7 +29,7 @@ from spon.fem.hierarchy import build_hierarchy
 from spon.fem.lifting import interleaved, lifted
 from spon.fem.maps import sparse_map
 from spon.fem.resolvents import build_resolvents
-from spon.fem.spaces import mesh_of, require_serial
+from spon.fem.spaces import mesh_of, name_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Spectrum
 from spon.processors.levels import Graph, Hierarchy, Resolvents
 from spon.processors.points import Points
@@ -65,8 +65,8 @@ def build_geometry(
     Raises
     ------
     ValueError
-        If the spaces live on different meshes, the conditions leave no node free, or there is
-        nothing to build coarse levels from.
+        If the spaces live on different meshes, an input has no values but those at quadrature
+        points, the conditions leave no node free, or there is nothing to build coarse levels from.
     NotImplementedError
         If the mesh is distributed over several processes.
     """
@@ -80,6 +80,7 @@ def build_geometry(
             )
     if not request.nodes:
         return _empty(len(input_spaces), output_space)
+    _require_values_between_points(input_spaces)
     latent = _Latent(mesh, request.degree or _default_degree(output_space))
     fixed = latent.constrained(bcs)
     basis = patch_basis = None
@@ -104,6 +105,18 @@ def build_geometry(
         if request.elliptic
         else None,
     )
+
+
+def _require_values_between_points(spaces: Sequence[Any]) -> None:
+    for position, space in enumerate(spaces):
+        for part in space.subspaces:
+            if part.ufl_element().family() in ("Quadrature", "Boundary Quadrature"):
+                raise ValueError(
+                    f"The space of input {position} is {name_of(space)}: functions of a Quadrature "
+                    "space have no values at the nodes that this processor looks at. Project such "
+                    'data in the encoder, Encoder(FunctionSpace(mesh, "DG", 1), source=V, '
+                    'method="project"), or take an MLP, which looks at coefficients alone.'
+                )
 
 
 class _Latent:
