@@ -11,6 +11,7 @@ from test_geometry import two_squares
 import spon
 from spon.fem.geometry import build_geometry
 from spon.processors import Elliptic, GeometryRequest
+from spon.processors.points import _Solve
 
 MESHES = {
     "triangle": (lambda: fd.RectangleMesh(6, 5, 3.0, 2.0), 6.0),
@@ -85,6 +86,21 @@ def test_gradients_in_coefficients_and_loads():
     assert torch.equal(copy.deepcopy(points).solve(*inputs), points.solve(*inputs))
     with pytest.raises(ValueError, match="must agree"):
         points.solve(coefficients, load[..., 0])
+
+
+def test_gradients_do_not_depend_on_where_the_module_is():
+    problem = small_points().solve
+    generator = torch.Generator().manual_seed(0)
+    entries = torch.eye(problem._lu.size, dtype=torch.float64)[problem.rows, problem.columns]
+    entries = (2.0 * entries[None]).requires_grad_()
+    loads = torch.randn(1, problem._lu.size, generator=generator, dtype=torch.float64)
+    loads.requires_grad_()
+    gradients = []
+    for device in ("cpu", "meta"):  # the latter stands for a GPU
+        x = _Solve.apply(entries, loads, problem.to(device))
+        gradients.append(torch.autograd.grad(x.square().sum(), (entries, loads)))
+    for here, there in zip(*gradients, strict=True):
+        assert torch.equal(here, there) and bool(here.any())
 
 
 def test_the_load_of_a_flux_is_tested_with_gradients():

@@ -154,16 +154,13 @@ class EllipticSolve(nn.Module):
         if not, c must not be zero.
     """
 
-    rows: Tensor
-    columns: Tensor
-
     def __init__(
         self, assembly: SparseMap, lu: Any, rows: Tensor, columns: Tensor, constrained: bool
     ) -> None:
         super().__init__()
         self.assembly, self.constrained = assembly, constrained
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        # No buffers: the matrices are on the CPU wherever the module is.
+        self.rows, self.columns = rows, columns
         self._lu = lu
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EllipticSolve:
