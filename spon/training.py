@@ -225,8 +225,10 @@ def evaluate(
     dtype = torch.get_default_dtype() if weight is None else weight.dtype
     place = _place(base, None)
     samples = copies.read(data, dtype, "evaluation")
-    modes = [(n, n.training) for n in samples.networks]
-    for n, _ in modes:
+    # Each part by itself: some may be in evaluation mode in a network that is trained.
+    whole = [(n, n.training) for n in samples.networks]
+    modes = [(part, part.training) for n, _ in whole for part in n.modules()]
+    for n, _ in whole:
         n.eval()
     try:
         with torch.no_grad():
@@ -236,8 +238,10 @@ def evaluate(
                 for piece in samples.pieces(rows)
             ]
     finally:
-        for n, mode in modes:
+        for n, mode in whole:
             n.train(mode)
+        for part, mode in modes:
+            part.training = mode
     return torch.cat(parts)
 
 

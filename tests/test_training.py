@@ -285,6 +285,17 @@ def test_evaluate_leaves_the_network_as_it_was():
     assert not first.requires_grad
 
 
+def test_evaluate_leaves_the_mode_of_each_part():
+    net = Net(dropout=0.5).train()
+    net.calibrate(None, torch.tensor([1.0, 2.0]))
+    net.dropout.eval()
+    evaluate(net, make_data(), Mse())
+    assert net.training and net.first.training and not net.dropout.training
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, make_data(), Mse(fail_at=1))
+    assert net.training and not net.dropout.training
+
+
 def test_the_random_numbers_of_the_caller_are_left_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
