@@ -77,7 +77,8 @@ def fit_linear_together(
 
     Each mesh gives as many samples, over again where it has fewer; all meshes are looked at, as
     long as they are not too large together. The path of a processor that takes no merged
-    geometries is fitted on the first mesh.
+    geometries is fitted on the first mesh. A processor with frozen weights stays as it is: a path
+    that is fitted and a nonlinear part that begins at zero belong together.
 
     Parameters
     ----------
@@ -90,6 +91,8 @@ def fit_linear_together(
     """
     first = networks[0]
     if any(net.decoder.kept is not None for net in networks):
+        return
+    if not all(weight.requires_grad for weight in first.processor.parameters()):
         return
     chosen = _looked_at([net.geometry for net in networks], first.processor.mergeable)
     nodes = max(networks[i].geometry.nodes for i in chosen)

@@ -187,11 +187,11 @@ class Decoder(nn.Module):
             if given:
                 raise ValueError(f"Got {', '.join(given)} for a decoder without promises.")
             return torch.where(self.constrained, values, x)
+        exact = (self._exact_values if boundary is None else boundary).to(x.device)
         if boundary is not None:
-            require_finite(boundary, "the boundary data", self.constrained)
+            require_finite(exact, "the boundary data", self.constrained)
         collected, single = self.kept.collect(max(len(x), 1) if x.ndim == 2 else 1, given)
         kept = [None if t is None else t.to(x.device) for t in collected]
-        exact = self._exact_values.to(x.device) if boundary is None else boundary.to(x.device)
         u = self._pipeline(torch.atleast_2d(x).double(), exact, boundary is not None, *kept, single)
         u = u if x.ndim == 2 else u[0]
         return torch.where(self.constrained, self._within_bounds(values), u.to(x))

@@ -107,7 +107,7 @@ class History:
             csv.writer(file).writerow(self._row(-1))
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the losses over the epochs, on a logarithmic axis, into a file.
+        """Draw the losses over the epochs into a file, on a logarithmic axis if none is negative.
 
         Parameters
         ----------
@@ -125,10 +125,15 @@ class History:
 
         figure = Figure(figsize=(6.0, 4.0), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
-        axes.plot(self.epoch, self.train, label="training")
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss")
+        curves = {"training": self.train}
         if self.monitored is self.validation:
-            axes.plot(self.epoch, self.validation, label="validation")
+            curves["validation"] = self.validation
+        for name, curve in curves.items():
+            axes.plot(self.epoch, curve, label=name)
+        losses = [loss for curve in curves.values() for loss in curve]
+        if losses and min(losses) >= 0 < max(losses):  # an energy may be negative
+            axes.set_yscale("log")
         if self.best_epoch:
             axes.plot(self.best_epoch, self.best, "k.", label=f"best, {self.best:.3g}")
         axes.grid(alpha=0.3)

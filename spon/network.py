@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, cast
@@ -109,6 +110,15 @@ class OperatorNetwork(nn.Module):
         """Whether the scales of inputs and output are known."""
         return bool(self.output_norm.fitted)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the processor has the weights that it was created with, in whatever precision.
+
+        Not after training or loading, also where another network did it that shares the processor.
+        """
+        created: str = self.processor.created  # type: ignore[assignment]
+        return created == _fingerprint(self.processor)
+
     def calibrate(self, inputs: Sequence[Tensor], output: Tensor | None) -> None:
         """Take the scales of inputs and output from data. `spon.fit` calls this once.
 
@@ -132,7 +142,8 @@ class OperatorNetwork(nn.Module):
         For a network with fresh weights, which starts from there: its nonlinear part says nothing
         at first. Outputs that are zero do not count. Where the best linear map leaves more than a
         tenth of the outputs, or has more than 600 weights, the network stays as it is. `spon.fit`
-        calls this once, after `calibrate`. Decoders with promises take none of it.
+        calls this once, after `calibrate`, if the weights are `fresh`. Decoders with promises take
+        none of it, nor do processors of which any weight is frozen (``requires_grad_(False)``).
 
         Parameters
         ----------
@@ -422,6 +433,7 @@ def _configure(processor: Processor, inputs: Sequence[Field], output: Field) -> 
     if known is None:
         processor.configure(inputs, output)
         processor.fields = fields  # type: ignore[assignment]
+        processor.created = _fingerprint(processor)  # type: ignore[assignment]
         return
 
     def essence(these: Sequence[Field]) -> list[Any]:
@@ -433,6 +445,14 @@ def _configure(processor: Processor, inputs: Sequence[Field], output: Field) -> 
             f"This {type(processor).__name__} has weights for inputs and output {known}, the "
             f"spaces here need {fields}: make a new processor for them."
         )
+
+
+def _fingerprint(processor: Processor) -> str:
+    """Digest of the weights, the same in single and in double precision and on every device."""
+    digest = hashlib.blake2b(digest_size=16)
+    for weight in processor.parameters():
+        digest.update(weight.detach().to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _field(space: Any) -> Field:

@@ -64,8 +64,10 @@ def fit(
     ----------
     net : OperatorNetwork or sequence of OperatorNetwork
         Trained in place, brought to `dtype` and `device`, and left in evaluation mode. If it is
-        not calibrated, it is calibrated on the training samples. A sequence has a network for each
-        data set, made by ``net.on(mesh, bcs)`` where a mesh needs conditions of its own.
+        not calibrated, it is calibrated on the training samples, and a linear path starts from its
+        closed-form fit (`OperatorNetwork.fit_linear`) if all weights are fresh and none is frozen.
+        A sequence has a network for each data set, made by ``net.on(mesh, bcs)`` where a mesh needs
+        conditions of its own.
     data : Dataset or sequence of Dataset
         Inputs and output of the network's spaces; inputs alone for a loss that needs no outputs.
         In a sequence each data set may have a mesh and a domain of its own, with the same elements:
@@ -223,8 +225,10 @@ def evaluate(
     dtype = torch.get_default_dtype() if weight is None else weight.dtype
     place = _place(base, None)
     samples = copies.read(data, dtype, "evaluation")
-    modes = [(n, n.training) for n in samples.networks]
-    for n, _ in modes:
+    # Each part by itself: some may be in evaluation mode in a network that is trained.
+    whole = [(n, n.training) for n in samples.networks]
+    modes = [(part, part.training) for n, _ in whole for part in n.modules()]
+    for n, _ in whole:
         n.eval()
     try:
         with torch.no_grad():
@@ -234,8 +238,10 @@ def evaluate(
                 for piece in samples.pieces(rows)
             ]
     finally:
-        for n, mode in modes:
+        for n, mode in whole:
             n.train(mode)
+        for part, mode in modes:
+            part.training = mode
     return torch.cat(parts)
 
 
@@ -270,16 +276,18 @@ def _calibrate(samples: TrainingSet) -> None:
     outputs = [_outputs(part, len(part) / len(samples)) for part in samples.parts]
     known = [u for u in outputs if u is not None]
     labelled = all(part.samples.labelled for part in samples.parts)
+    # A processor may come trained, from another network: its weights are not to be begun anew.
+    start = labelled and getattr(samples.networks[0], "fresh", False)
     if len(samples.networks) > 1:
         nets = [part.net for part in samples.parts]
         calibrate_together(nets, inputs, outputs)
-        if labelled:
+        if start:
             fit_linear_together(nets, inputs, known)
         return
     net = cast(Any, samples.networks[0])
     joined = tuple(_joined(x) for x in zip(*inputs, strict=True))
     net.calibrate(joined, _joined(known) if len(known) == len(outputs) else None)
-    if labelled and hasattr(net, "fit_linear"):
+    if start:
         net.fit_linear(joined, _joined(known))
 
 

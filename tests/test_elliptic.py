@@ -6,10 +6,12 @@ import firedrake as fd
 import numpy as np
 import pytest
 import torch
+from test_geometry import two_squares
 
 import spon
 from spon.fem.geometry import build_geometry
 from spon.processors import Elliptic, GeometryRequest
+from spon.processors.points import _Solve
 
 MESHES = {
     "triangle": (lambda: fd.RectangleMesh(6, 5, 3.0, 2.0), 6.0),
@@ -86,6 +88,21 @@ def test_gradients_in_coefficients_and_loads():
         points.solve(coefficients, load[..., 0])
 
 
+def test_gradients_do_not_depend_on_where_the_module_is():
+    problem = small_points().solve
+    generator = torch.Generator().manual_seed(0)
+    entries = torch.eye(problem._lu.size, dtype=torch.float64)[problem.rows, problem.columns]
+    entries = (2.0 * entries[None]).requires_grad_()
+    loads = torch.randn(1, problem._lu.size, generator=generator, dtype=torch.float64)
+    loads.requires_grad_()
+    gradients = []
+    for device in ("cpu", "meta"):  # the latter stands for a GPU
+        x = _Solve.apply(entries, loads, problem.to(device))
+        gradients.append(torch.autograd.grad(x.square().sum(), (entries, loads)))
+    for here, there in zip(*gradients, strict=True):
+        assert torch.equal(here, there) and bool(here.any())
+
+
 def test_the_load_of_a_flux_is_tested_with_gradients():
     mesh = fd.UnitSquareMesh(3, 3)
     space, vectors = fd.FunctionSpace(mesh, "CG", 2), fd.VectorFunctionSpace(mesh, "DG", 0)
@@ -104,6 +121,26 @@ def test_without_conditions_a_singular_problem_names_the_sample():
     coefficients[3, :, 1] = 0.0
     with pytest.raises(spon.fem.SingularMatrixError, match="1 of a batch of 2"):
         points.solve(coefficients, torch.ones(25, 2, dtype=torch.float64))
+
+
+def test_a_piece_without_conditions_has_a_reaction():
+    mesh = two_squares()
+    space = fd.FunctionSpace(mesh, "CG", 1)
+    torch.manual_seed(0)
+    net = spon.OperatorNetwork(
+        spon.Encoder(space),
+        Elliptic(channels=4),
+        spon.Decoder(space, fd.DirichletBC(space, 0.0, 1)),
+        torch.float64,
+    )
+    with torch.no_grad():
+        net.processor.hidden[0].law[-1].bias.view(2, -1)[:, 4] = -1e3  # no reaction of its own
+        out = net(torch.ones(1, space.dim(), dtype=torch.float64))
+    assert float(out.abs().max()) < 1e4
+    both = [fd.DirichletBC(space, 0.0, tag) for tag in (1, 2)]
+    request = GeometryRequest(elliptic=True)
+    assert build_geometry(request, [], space, both).points.solve.constrained
+    assert not build_geometry(request, [], space, both[:1]).points.solve.constrained
 
 
 def test_coefficients_that_went_astray_give_nan_in_their_own_column():

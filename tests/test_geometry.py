@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from spon import Encoder
 from spon.fem.geometry import build_geometry
 from spon.processors.base import GeometryRequest
 
@@ -205,6 +206,28 @@ def test_torsion_function_is_the_solution_of_the_torsion_problem():
     assert build_geometry(GeometryRequest(), [], space).torsion.abs().max() == 0.0
 
 
+def two_squares(n=4):
+    """A domain of two pieces; the left one has the tag 1, the right one the tag 2."""
+    mesh = fd.RectangleMesh(3 * n, n, 3.0, 1.0)
+    x = fd.SpatialCoordinate(mesh)
+    inside = fd.conditional(fd.And(x[0] > 1, x[0] < 2), 0.0, 1.0)
+    pieces = fd.Function(fd.FunctionSpace(mesh, "DG", 0)).interpolate(inside)
+    return fd.Submesh(fd.RelabeledMesh(mesh, [pieces], [77]), 2, 77)
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_a_piece_without_conditions_has_no_torsion(degree):
+    space = fd.FunctionSpace(two_squares(), "CG", degree)
+    bcs = [fd.DirichletBC(space, 0.0, 1)]
+    torsion = build_geometry(GeometryRequest(), [], space, bcs).torsion
+    x = fd.Function(space).interpolate(fd.SpatialCoordinate(space.mesh())[0]).dat.data_ro
+    assert float(torsion[torch.from_numpy(x > 1.5)].abs().max()) == 0.0
+    assert float(torsion.max()) == 1.0
+    # Held at x = 0 alone; of degree two.
+    expected = torch.from_numpy(np.where(x < 1.5, 1 - (1 - x) ** 2, 0.0))
+    assert torch.allclose(torsion, expected, atol=1e-10 if degree == 2 else 0.1)
+
+
 @pytest.mark.parametrize("degree", [1, 2])
 def test_graph_joins_nodes_that_share_a_cell(degree):
     mesh = cell_mesh("triangle")
@@ -271,6 +294,25 @@ def test_spaces_on_different_meshes_are_refused():
         build_geometry(
             GeometryRequest(), [fd.FunctionSpace(one, "CG", 1)], fd.FunctionSpace(two, "CG", 1)
         )
+
+
+def test_an_input_with_values_at_quadrature_points_is_refused():
+    mesh = fd.UnitSquareMesh(2, 2)
+    output = fd.FunctionSpace(mesh, "CG", 1)
+    points = fd.FunctionSpace(mesh, "Quadrature", 2)
+    vectors = fd.VectorFunctionSpace(mesh, "Quadrature", 2)
+    for space in (points, vectors, output * points):
+        for request in (GeometryRequest(), GeometryRequest(elliptic=True)):
+            with pytest.raises(ValueError, match=r"input 1 .*Quadrature.*method=\"project\""):
+                build_geometry(request, [output, space], output)
+    # What the message says.
+    cells = fd.FunctionSpace(mesh, "DG", 0)
+    x = fd.Function(points).interpolate(fd.SpatialCoordinate(mesh)[0])
+    found = Encoder(cells, points, method="project").encode(x)
+    expected = fd.Function(cells).interpolate(fd.SpatialCoordinate(mesh)[0])
+    assert torch.allclose(found[0].double(), coefficients(expected)[:, 0])
+    # Processors that look at no nodes take such inputs.
+    build_geometry(GeometryRequest(nodes=False), [points], output)
 
 
 def test_a_fully_constrained_space_is_refused():

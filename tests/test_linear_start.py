@@ -1,5 +1,7 @@
 """Linear paths fitted in closed form: linear problems are solved before training begins."""
 
+import copy
+
 import firedrake as fd
 import pytest
 import torch
@@ -192,3 +194,54 @@ def test_a_map_that_is_far_from_linear_leaves_a_network_as_it_is():
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
     net.fit_linear([x], y * x.mean(dim=1, keepdim=True).sin() * x[:, 40:41])
     assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
+
+
+def made_of(space, bc, processor):
+    return spon.OperatorNetwork(spon.Encoder(space), processor, spon.Decoder(space, bc))
+
+
+def tried(net, data):
+    """What a training that changes nothing but its start makes of the weights."""
+    spon.fit(net, data, epochs=1, lr=1e-12, weight_decay=0.0, validation=None, progress=False)
+    return net
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_weights_that_are_not_fresh_stay(name):
+    space, bc, x, y = poisson(20)
+    data = spon.Dataset.from_arrays({"f": x}, {"u": y}, {"f": space, "u": space})
+    torch.manual_seed(0)
+    first = made_of(space, bc, MAKE[name][0]())
+    assert first.fresh and made_of(space, bc, first.processor).fresh
+    first.double()
+    assert first.fresh and copy.deepcopy(first).fresh
+    with torch.no_grad():  # as a training does
+        for weight in first.processor.parameters():
+            weight += 0.01 * torch.randn_like(weight)
+    before = [p.float() for p in first.processor.parameters()]
+    again = made_of(space, bc, first.processor)
+    loaded = made_of(space, bc, MAKE[name][0]())
+    loaded.processor.load_state_dict(first.processor.state_dict())
+    for net in (again, loaded):
+        assert not net.fresh
+        after = tried(net, data).processor.parameters()
+        for p, q in zip(before, after, strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-9)
+    # Whoever asks for it has it.
+    again.fit_linear([x], y)
+    assert not again.processor.read[-1].weight.any()
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_frozen_weights_stay(name):
+    space, bc, x, y = poisson(20)
+    data = spon.Dataset.from_arrays({"f": x}, {"u": y}, {"f": space, "u": space})
+    for part in ("read", "linear"):
+        torch.manual_seed(0)
+        net = made_of(space, bc, MAKE[name][0]())
+        for key, weight in net.processor.named_parameters():
+            weight.requires_grad_(not key.startswith(part))
+        before = [p.clone() for p in net.processor.parameters()]
+        tried(net, data).fit_linear([x], y)
+        for p, q in zip(before, net.processor.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-9)

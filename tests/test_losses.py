@@ -110,6 +110,16 @@ def test_l2_on_a_mixed_space_is_the_sum_over_its_components():
     assert value == pytest.approx(expected, rel=1e-12)
 
 
+def test_constants_are_functions_like_others():
+    mesh = fd.RectangleMesh(3, 2, 3.0, 2.0)
+    V, R = fd.FunctionSpace(mesh, "CG", 1), fd.VectorFunctionSpace(mesh, "R", 0, dim=2)
+    for space in (R, V * R):
+        (f,), x = random_functions(space, 1, seed=2)
+        expected = sum(fd.norm(part) ** 2 for part in f.subfunctions)
+        value = SquaredError(space)(x, torch.zeros_like(x)).item()
+        assert value == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_quadrature_space_is_summed_with_its_own_weights():
     mesh = fd.UnitSquareMesh(2, 2)
     V = fd.FunctionSpace(mesh, fd.FiniteElement("Quadrature", "triangle", degree=4))

@@ -47,6 +47,20 @@ def test_mass_acts_like_the_assembled_one_form(cell, family, degree):
     close(mass(fem.to_tensor(f)), fem.to_tensor(assemble(inner(f, v) * dx)))
 
 
+def test_mean_squares_of_constants_beside_a_field():
+    mesh = RectangleMesh(3, 2, 3.0, 2.0)
+    V, R = FunctionSpace(mesh, "CG", 1), VectorFunctionSpace(mesh, "R", 0, dim=2)
+    f, c = Function(V * R).subfunctions
+    f.interpolate(SpatialCoordinate(mesh)[0])
+    c.assign(Constant((2.0, -5.0)))
+    for part, mass in zip((f, c), fem.mean_mass(V * R), strict=True):
+        x = torch.from_numpy(part.dat.data_ro.flatten())
+        expected = assemble(inner(part, part) * dx) / 6.0
+        assert float(x @ mass(x)) == pytest.approx(expected, rel=1e-12)
+    (mass,) = fem.mean_mass(R)
+    assert torch.equal(mass(x), x)
+
+
 @pytest.mark.parametrize(("cell", "family", "degree"), FAMILIES)
 def test_interpolation_acts_like_firedrake_and_so_does_its_adjoint(cell, family, degree):
     V = space(cell, family, degree)

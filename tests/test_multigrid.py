@@ -248,12 +248,13 @@ def test_without_a_hierarchy_the_message_says_how_to_get_one():
     wrong = fd.NonNestedHierarchy(fd.UnitSquareMesh(8, 8), fd.UnitSquareMesh(2, 2))[-1]
     with pytest.raises(ValueError, match="from coarse to fine"):
         levels_of(fd.FunctionSpace(wrong, "CG", 1), "meshes")
-    periodic = fd.FunctionSpace(fd.PeriodicUnitSquareMesh(4, 4), "CG", 1)
-    for kind in ("auto", "lattice"):
+    for kind, degree in itertools.product(("auto", "lattice"), (1, 2)):
+        periodic = fd.FunctionSpace(fd.PeriodicUnitSquareMesh(4, 4), "CG", degree)
         with pytest.raises(ValueError, match="refine a coarse periodic mesh"):
             levels_of(periodic, kind)
     refined = fd.MeshHierarchy(fd.PeriodicUnitSquareMesh(4, 4), 1)[-1]
-    assert len(levels_of(fd.FunctionSpace(refined, "CG", 1), "auto")) == 2
+    for degree in (1, 2):
+        assert len(levels_of(fd.FunctionSpace(refined, "CG", degree), "auto")) == 1 + degree
 
 
 def test_any_weights_leave_a_cycle_bounded_under_refinement():

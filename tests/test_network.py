@@ -163,6 +163,23 @@ def test_calibration_undoes_units():
     assert 1e-12 < float(net(x)[:, free].detach().abs().max()) < 1e-6
 
 
+def test_scalar_parameters_are_trained():
+    mesh = UnitSquareMesh(4, 4)
+    V, R = FunctionSpace(mesh, "CG", 1), FunctionSpace(mesh, "R", 0)
+    torch.manual_seed(0)
+    f, c = 1 + torch.rand(20, V.dim()), 1e6 * (2 + torch.rand(20, 1))
+    for U, y in (
+        (V, 1e-3 * c * f),
+        (R, 1e-3 * c * f.mean(1, keepdim=True)),
+        (V * R, torch.cat([f, c], 1)),
+    ):
+        net = OperatorNetwork([Encoder(V), Encoder(R)], processor("spectral"), Decoder(U))
+        data = spon.Dataset.from_arrays({"f": f, "c": c}, {"u": y}, {"f": V, "c": R, "u": U})
+        history = spon.fit(net, data, epochs=2, progress=False)
+        assert np.isfinite(history.train).all()
+        assert float(net.input_norms[1].scale[0]) == pytest.approx(float(c.std()), rel=0.1)
+
+
 @pytest.mark.parametrize("family", ["RT", "N1curl", "vector CG"])
 def test_scales_do_not_depend_on_the_mesh(family):
     scales = []

@@ -342,3 +342,18 @@ def test_promises_that_others_make_already_are_no_contradiction():
     decoder = Decoder(U, zero_traces(U, (3, 4)), divergence_free=True, flux={1: -0.5, 2: 0.5})
     (u, _) = decoder.function(large(decoder, torch.float64, 1.0))
     assert assemble(inner(u, n) * ds(2)) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_boundary_data_are_looked_at_where_the_decoder_is(monkeypatch):
+    V = FunctionSpace(UnitSquareMesh(2, 2), "CG", 1)
+    decoder = Decoder(V, DirichletBC(V, 0.0, 1), mean=0.5).to("meta")  # stands for a GPU
+    devices = []
+
+    def noted(values, what, where):
+        devices.extend([values.device.type, where.device.type])
+        raise InterruptedError
+
+    monkeypatch.setattr("spon.decoders.require_finite", noted)
+    with pytest.raises(InterruptedError):
+        decoder(torch.zeros(2, V.dim(), device="meta"), torch.zeros(2, V.dim()))
+    assert devices == ["meta", "meta"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
@@ -14,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import lr_scheduler
 
+from spon.history import History
 from spon.training import TrainingDivergedError, evaluate, fit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -282,6 +285,17 @@ def test_evaluate_leaves_the_network_as_it_was():
     assert not first.requires_grad
 
 
+def test_evaluate_leaves_the_mode_of_each_part():
+    net = Net(dropout=0.5).train()
+    net.calibrate(None, torch.tensor([1.0, 2.0]))
+    net.dropout.eval()
+    evaluate(net, make_data(), Mse())
+    assert net.training and net.first.training and not net.dropout.training
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, make_data(), Mse(fail_at=1))
+    assert net.training and not net.dropout.training
+
+
 def test_the_random_numbers_of_the_caller_are_left_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
@@ -305,6 +319,21 @@ def test_log_and_plot_tell_the_course(tmp_path):
     history.plot(tmp_path / "losses.svg")
     assert "training" in (tmp_path / "losses.svg").read_text()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["losses.png", "losses.svg", "new"]
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(1.0, "log"), (-0.5, "linear"), (-5.0, "linear")])
+def test_losses_that_are_negative_are_seen(tmp_path, monkeypatch, shift, scale):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    monkeypatch.setattr("spon.history.replaced", contextlib.nullcontext)
+    history = History()
+    for i in range(4):
+        history.add(shift + 1.0 / (i + 1), math.nan, 0.1, 1.0 * i)
+    history.plot(tmp_path / "losses.png")
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low < min(history.train) < max(history.train) < high
 
 
 def test_the_log_leaves_validation_blank_without_validation(tmp_path):

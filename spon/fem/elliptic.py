@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from spon.fem.elements import shaped
 from spon.fem.factor import SparseLU
+from spon.fem.graphs import on_held_pieces
 from spon.fem.lifting import lifted
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of
@@ -139,13 +140,14 @@ def _solve(
         data = (weights[:, None] * block.reshape(len(dofs), -1)).ravel()
         which = np.repeat(np.arange(len(dofs)), local * local)
         blocks.append(sp.csr_matrix((data, (where.ravel(), which)), (len(entries), len(dofs))))
+    pattern = sp.csr_matrix((np.ones(len(columns)), columns, pointers), (nodes, nodes))
     lu = SparseLU(pointers, columns, np.flatnonzero(~fixed) if fixed.any() else None)
     return EllipticSolve(
         assembly=SparseMap(sp.hstack(blocks, format="csr")),
         lu=lu,
         rows=torch.from_numpy(rows),
         columns=torch.from_numpy(columns),
-        constrained=bool(fixed.any()),
+        constrained=bool(on_held_pieces(pattern, fixed).all()),
     )
 
 

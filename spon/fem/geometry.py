@@ -25,12 +25,12 @@ from spon.fem.constraints import has_own_nodes
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
-from spon.fem.graphs import cell_graph
+from spon.fem.graphs import cell_graph, on_held_pieces
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.lifting import interleaved, lifted
 from spon.fem.maps import sparse_map
 from spon.fem.resolvents import build_resolvents
-from spon.fem.spaces import mesh_of, require_serial
+from spon.fem.spaces import mesh_of, name_of, require_serial
 from spon.processors.base import Basis, Geometry, GeometryRequest, Spectrum
 from spon.processors.levels import Graph, Hierarchy, Resolvents
 from spon.processors.points import Points
@@ -66,8 +66,8 @@ def build_geometry(
     Raises
     ------
     ValueError
-        If the spaces live on different meshes, the conditions leave no node free, or there is
-        nothing to build coarse levels from.
+        If the spaces live on different meshes, an input has no values but those at quadrature
+        points, the conditions leave no node free, or there is nothing to build coarse levels from.
     NotImplementedError
         If the mesh is distributed over several processes.
     """
@@ -81,6 +81,7 @@ def build_geometry(
             )
     if not request.nodes:
         return _empty(len(input_spaces), output_space)
+    _require_values_between_points(input_spaces)
     latent = _Latent(mesh, request.degree or _default_degree(output_space))
     fixed = latent.constrained(bcs)
     basis = patch_basis = None
@@ -105,6 +106,18 @@ def build_geometry(
         if request.elliptic
         else None,
     )
+
+
+def _require_values_between_points(spaces: Sequence[Any]) -> None:
+    for position, space in enumerate(spaces):
+        for part in space.subspaces:
+            if part.ufl_element().family() in ("Quadrature", "Boundary Quadrature"):
+                raise ValueError(
+                    f"The space of input {position} is {name_of(space)}: functions of a Quadrature "
+                    "space have no values at the nodes that this processor looks at. Project such "
+                    'data in the encoder, Encoder(FunctionSpace(mesh, "DG", 1), source=V, '
+                    'method="project"), or take an MLP, which looks at coefficients alone.'
+                )
 
 
 class _Latent:
@@ -260,11 +273,16 @@ def _fixed_components(latent: _Latent, output_space: Any, bcs: Sequence[Any]) ->
 
 
 def _torsion(latent: _Latent, fixed: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Solution of -Laplace(t) = 1 with t = 0 at fixed nodes, over its maximum; zero if none is."""
+    """Solution of -Laplace(t) = 1 with t = 0 at fixed nodes, over its maximum.
+
+    Zero on the pieces of a domain where no node is fixed: there is no solution there.
+    """
     t = np.zeros(len(fixed))
-    free = np.flatnonzero(~fixed)
-    if 0 < len(free) < len(fixed):
-        stiffness, mass = latent.forms()
+    if not fixed.any():
+        return t
+    stiffness, mass = latent.forms()
+    free = np.flatnonzero(~fixed & on_held_pieces(stiffness, fixed))
+    if len(free):
         load = mass @ np.ones(len(fixed))
         t[free] = splu(sp.csc_matrix(stiffness[free][:, free])).solve(load[free])
         t /= t.max()

@@ -6,11 +6,12 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from spon.processors.levels import Graph
 from spon.sparse import SparseMap
 
-__all__ = ["cell_graph", "matrix_graph"]
+__all__ = ["cell_graph", "matrix_graph", "on_held_pieces"]
 
 # Nodes that are coupled by less, relative to the strongest coupling of both, share no edge. Corners
 # of a cube have 1/16; nodes two cells apart, which functions on a mesh across the lattice couple,
@@ -48,6 +49,27 @@ def cell_graph(
     receiver, sender = np.divmod(pairs, nodes)
     weight = np.bincount(edge, weights=volumes[cell_of[one]]).astype(np.float64)
     return _graph(nodes, receiver, sender, weight, points[two[first]] - points[one[first]])
+
+
+def on_held_pieces(matrix: sp.csr_matrix, fixed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which nodes lie on pieces of the domain where a node is fixed.
+
+    On the other pieces the Laplacian is singular, and a factorisation may not notice.
+
+    Parameters
+    ----------
+    matrix : csr_matrix, shape (nodes, nodes)
+        Its entries join nodes.
+    fixed : bool array, shape (nodes,)
+
+    Returns
+    -------
+    bool array, shape (nodes,)
+    """
+    count, piece = connected_components(matrix, directed=False)
+    held = np.zeros(count, dtype=bool)
+    held[piece[fixed]] = True
+    return np.asarray(held[piece])
 
 
 def matrix_graph(mass: sp.csr_matrix, positions: NDArray[np.float64]) -> Graph:

@@ -104,7 +104,8 @@ def build_hierarchy(
         ``"meshes"``: lower degrees, then the coarser meshes of the hierarchy that the mesh belongs
         to (``MeshHierarchy`` or ``NonNestedHierarchy``). ``"lattice"``: multilinear functions on
         lattices over the box around the domain, restricted to the nodes, each lattice twice as
-        coarse as the last. ``"auto"``: meshes as far as they are known, then lattices.
+        coarse as the last. ``"auto"``: meshes as far as they are known, then lattices if the mesh
+        is not periodic; lower degrees alone are no hierarchy there.
     space : FunctionSpace
         Scalar, continuous, with nodal values as dofs.
     weights : array, shape (nodes,)
@@ -146,7 +147,7 @@ def build_hierarchy(
             operators, space = operators.coarser(p), coarse
             positions = _positions(coarse) / length
             at = None if graph is None else graph(space)
-    if kind != "meshes" and _lattices_fit(mesh_of(space), kind, found):
+    if kind != "meshes" and _lattices_fit(mesh_of(space), kind, meshes):
         for p, points in _lattices(positions, mesh_of(space)):
             found.append(operators.level(p, at))
             operators = operators.coarser(p)
@@ -225,11 +226,11 @@ def _positions(space: Any) -> NDArray[np.float64]:
     return points
 
 
-def _lattices_fit(mesh: Any, kind: str, found: Sequence[Any]) -> bool:
+def _lattices_fit(mesh: Any, kind: str, meshes: Sequence[Any]) -> bool:
     """Whether a lattice knows which points are neighbours: not on a periodic mesh."""
     if mesh.coordinates.function_space().ufl_element() in ufl.H1:
         return True
-    if kind == "auto" and found:
+    if kind == "auto" and meshes:
         return False
     raise ValueError(
         f"The mesh {mesh} is periodic, and a lattice does not know which sides belong together: "

@@ -198,12 +198,16 @@ def mean_mass(V: Any) -> list[SparseMap]:
     Returns
     -------
     list of SparseMap, shapes (dim of the part, dim of the part)
-        ``x @ M(x)`` is the mean over the domain of the square of the function's value.
+        ``x @ M(x)`` is the mean over the domain of the square of the function's value. For a Real
+        space that is the identity: its functions are the same everywhere.
     """
     mesh = mesh_of(V)
     measure = float(assemble(Constant(1.0) * dx(domain=mesh)))
     result = []
     for part in V.subspaces:
+        if part.ufl_element().family() == "Real":
+            result.append(SparseMap(sp.identity(part.dim(), format="csr")))
+            continue
         space = space_from_element(mesh, element_to_json(part.ufl_element()))
         mass = sparse_map(inner(TrialFunction(space), TestFunction(space)) * dx)
         result.append(SparseMap(mass.to_scipy() / measure))

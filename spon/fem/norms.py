@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import firedrake as fd
+import scipy.sparse as sp
 import ufl
 from ufl.duals import is_dual
 
+from spon.fem.elements import element_to_json, space_from_element
 from spon.fem.maps import sparse_map
+from spon.fem.spaces import mesh_of
 from spon.sparse import SparseMap
 
 __all__ = ["NORMS", "fitting_norms", "gram"]
@@ -54,6 +57,8 @@ def gram(V: Any, norm: str = "L2") -> SparseMap:
     fitting = fitting_norms(V)
     if norm not in fitting:
         raise ValueError(_refusal(V, norm, fitting))
+    if any(part.ufl_element().family() == "Real" for part in V.subspaces):
+        return _with_constants(V, norm)
     u, v = fd.TrialFunction(V), fd.TestFunction(V)
     product = ufl.inner(u, v)
     if norm == "H1":
@@ -63,6 +68,20 @@ def gram(V: Any, norm: str = "L2") -> SparseMap:
     elif norm == "Hcurl":
         product += ufl.inner(ufl.curl(u), ufl.curl(v))
     return sparse_map(product * _measure(V))
+
+
+def _with_constants(V: Any, norm: str) -> SparseMap:
+    """The same where parts are Real spaces, for which Firedrake assembles no sparse matrix."""
+    mesh = mesh_of(V)
+    volume = float(fd.assemble(fd.Constant(1.0) * fd.dx(domain=mesh)))
+    blocks = []
+    for part in V.subspaces:
+        if part.ufl_element().family() == "Real":
+            blocks.append(volume * sp.identity(part.dim(), format="csr"))
+        else:
+            space = space_from_element(mesh, element_to_json(part.ufl_element()))
+            blocks.append(gram(space, norm).to_scipy())
+    return SparseMap(sp.block_diag(blocks, format="csr"))
 
 
 def fitting_norms(V: Any) -> tuple[str, ...]:

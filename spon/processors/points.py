@@ -150,19 +150,17 @@ class EllipticSolve(nn.Module):
     rows, columns : integer Tensor, shape (entries,)
         Where the entries are.
     constrained : bool
-        Whether solutions vanish on a part of the boundary; if not, c must not be zero.
+        Whether solutions vanish on a part of the boundary, on each piece of a domain of several;
+        if not, c must not be zero.
     """
-
-    rows: Tensor
-    columns: Tensor
 
     def __init__(
         self, assembly: SparseMap, lu: Any, rows: Tensor, columns: Tensor, constrained: bool
     ) -> None:
         super().__init__()
         self.assembly, self.constrained = assembly, constrained
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
+        # No buffers: the matrices are on the CPU wherever the module is.
+        self.rows, self.columns = rows, columns
         self._lu = lu
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EllipticSolve:
