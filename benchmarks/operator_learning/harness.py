@@ -49,10 +49,6 @@ class Network:
         Files whose change makes finished runs doubtful.
     double : bool
         Whether it can be evaluated in float64, too, for problems that ask for that.
-    patience : float
-        How many times the budget its final runs get.
-    seeds : int or None
-        At most so many final runs.
     """
 
     name: str
@@ -62,8 +58,6 @@ class Network:
     note: str = ""
     sources: tuple[str, ...] = ()
     double: bool = False
-    patience: float = 1.0
-    seeds: int | None = None
 
     @property
     def code(self) -> str:
@@ -177,10 +171,9 @@ def compare(
             print(f"{network.name}: no setting could be trained", flush=True)
             continue
         best = min(tried, key=lambda r: math.inf if r["validation"] is None else r["validation"])
-        budget = Budget(plan.budget.seconds * network.patience, plan.budget.epochs)
         runs = [
-            run(problem, network, best["setting"], seed, budget, records, seed == shown)
-            for seed in plan.seeds[: network.seeds]
+            run(problem, network, best["setting"], seed, plan.budget, records, seed == shown)
+            for seed in plan.seeds
         ]
         found.append(
             {

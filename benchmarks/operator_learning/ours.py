@@ -41,11 +41,15 @@ class Operator(nn.Module):
         # In a plain dict: they share the weights, which count once.
         self._moved = {level.name: self.net}
 
-    def forward(self, x: Tensor, level: Level) -> Tensor:
-        """(batch, inputs) to (batch, outputs)."""
+    def on(self, level: Level) -> spon.OperatorNetwork:
+        """The network on the mesh of a level."""
         if level.name not in self._moved:
             self._moved[level.name] = self.net.on(level.mesh)
-        return level.values(self._moved[level.name](level.coefficients(x)))
+        return self._moved[level.name]
+
+    def forward(self, x: Tensor, level: Level) -> Tensor:
+        """(batch, inputs) to (batch, outputs)."""
+        return level.values(self.on(level)(level.coefficients(x)))
 
 
 def processor(

@@ -24,12 +24,11 @@ from common import RESULTS, write
 
 from operator_learning import problems
 from operator_learning.harness import Network, Plan, Records, compare
-from operator_learning.long import LONG
 from operator_learning.ours import ABLATIONS, OURS
 from operator_learning.rivals import RIVALS, missing
 from operator_learning.training import Budget
 
-NETWORKS: dict[str, Network] = {**OURS, **ABLATIONS, **RIVALS, **LONG}
+NETWORKS: dict[str, Network] = {**OURS, **ABLATIONS, **RIVALS}
 RUNS, CACHE = RESULTS / "operator_learning", RESULTS / "cache"
 
 

@@ -36,7 +36,7 @@ from operator_learning.problems import Grid, Level, Problem, Samples, pairs
 from spon import fem
 from spon.sparse import SparseMap
 
-__all__ = ["VARIABLE", "SmallDarcy", "folder"]
+__all__ = ["VARIABLE", "SmallDarcy", "folder", "lattice", "relative"]
 
 VARIABLE = "SPON_DARCY"
 _FILES = {"train": "darcy_train_16.npz", "16": "darcy_test_16.npz", "32": "darcy_test_32.npz"}
@@ -125,7 +125,7 @@ def _level(n: int, train: Level | None = None) -> Level:
     """The n x n points, and bilinear functions on the n x n squares between them."""
     mesh = UnitSquareMesh(n, n, quadrilateral=True)
     V = FunctionSpace(mesh, "Q", 1)
-    ij = _lattice(mesh, n)
+    ij = lattice(mesh, n)
     # The missing row and column take the coefficient of their neighbours.
     nearest = np.minimum(ij, n - 1)
     number = ij[:, 0] * n + ij[:, 1]
@@ -161,7 +161,7 @@ def _level(n: int, train: Level | None = None) -> Level:
     return level
 
 
-def _lattice(mesh: Any, n: int) -> np.ndarray:
+def lattice(mesh: Any, n: int) -> np.ndarray:
     """Row and column of each dof of the bilinear functions."""
     X = VectorFunctionSpace(mesh, "Q", 1)
     x = Function(X).interpolate(SpatialCoordinate(mesh)).dat.data_ro
