@@ -16,6 +16,7 @@ from firedrake import (
     Function,
     FunctionSpace,
     SpatialCoordinate,
+    UnitIntervalMesh,
     UnitSquareMesh,
     VectorFunctionSpace,
     assemble,
@@ -336,3 +337,16 @@ def test_bounds_are_a_pair_of_numbers(bounds):
 def test_what_cannot_hold_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bounds", [(0, None), (None, 2), (0, 1)])
+def test_a_mean_of_prescribed_values_alone(bounds):
+    V = FunctionSpace(UnitIntervalMesh(1), "CG", 1)
+    z = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    ends = DirichletBC(V, 0.5, "on_boundary")
+    u = Decoder(V, ends, bounds=bounds, mean=0.5)(z)
+    assert u.tolist() == [[0.5, 0.5]]
+    (gradient,) = torch.autograd.grad(u.sum(), z)
+    assert gradient.tolist() == [[0.0, 0.0]]
+    with pytest.raises(ValueError, match="leave no value free"):
+        Decoder(V, ends, bounds=bounds, mean=0.7)(z)
