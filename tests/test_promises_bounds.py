@@ -348,5 +348,10 @@ def test_a_mean_of_prescribed_values_alone(bounds):
     assert u.tolist() == [[0.5, 0.5]]
     (gradient,) = torch.autograd.grad(u.sum(), z)
     assert gradient.tolist() == [[0.0, 0.0]]
+    held = torch.full((1, 2), 0.5, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        Decoder(V, ends, bounds=bounds, mean=0.5)(z, held).sum(), held
+    )
+    assert gradient.isfinite().all()
     with pytest.raises(ValueError, match="leave no value free"):
         Decoder(V, ends, bounds=bounds, mean=0.7)(z)

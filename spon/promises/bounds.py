@@ -213,30 +213,32 @@ class Bounds(InDouble):
 
     def _with_mean(self, b: Tensor, fixed: Tensor, mean: Tensor) -> Tensor:
         w = self.weights[:, None, None]
-        held, share = (w * fixed * b).sum(0), (w * ~fixed).sum(0)
-        if bool(self.fixed.all(0).any()):
-            held, share = self._all_prescribed(held, share, mean)
-        mu = (mean - held) / share  # what the free coefficients must have on average
+        full = self.fixed.all(0)
+        held, share = (w * fixed * b).sum(0), (w * ~fixed).sum(0).masked_fill(full, 1.0)
+        self._check_prescribed(held, mean, full)
+        # What the free coefficients must have on average; where there is none, what is said of all.
+        mu = torch.where(full, mean, (mean - held) / share)
         self._check_mean(mu, mean)
-        now = (w * ~fixed * b).sum(0) / share
+
+        def average(b: Tensor) -> Tensor:
+            return torch.where(full, mu, (w * ~fixed * b).sum(0) / share)
+
         # Towards a bound by a factor: coefficients stay within, and a right mean changes nothing.
         # Two passes, since the average itself is rounded.
         for _ in range(2):
-            b = torch.where(fixed, b, self._scaled(b, now, mu))
-            now = (w * ~fixed * b).sum(0) / share
+            b = torch.where(fixed, b, self._scaled(b, average(b), mu))
         return b
 
-    def _all_prescribed(self, held: Tensor, share: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Refuse another mean than that of prescribed values, and leave nothing to divide by."""
-        full = self.fixed.all(0)
-        off = torch.where(full, mean - held, 0.0).abs().max()
-        if off > 1e-6 * held.abs().max():
+    def _check_prescribed(self, held: Tensor, mean: Tensor, full: Tensor) -> None:
+        """Refuse another mean than that of values which are all prescribed."""
+        with torch.no_grad():
+            off = torch.where(full, mean - held, 0.0).abs().max()
+            wrong = bool(off > 1e-6 * held.abs().max())
+        if wrong:
             raise ValueError(
                 f"The mean {mean.tolist()} contradicts the prescribed values, which leave no value "
                 f"free: theirs is off by {float(off):.3g}. Leave the mean out, or change it."
             )
-        # As if nothing were held: the mean itself stands for that of the free coefficients.
-        return torch.where(full, 0.0, held), torch.where(full, 1.0, share)
 
     def _scaled(self, b: Tensor, now: Tensor, mu: Tensor) -> Tensor:
         if self.upper is None:
