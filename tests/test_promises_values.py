@@ -357,3 +357,10 @@ def test_boundary_data_are_looked_at_where_the_decoder_is(monkeypatch):
     with pytest.raises(InterruptedError):
         decoder(torch.zeros(2, V.dim(), device="meta"), torch.zeros(2, V.dim()))
     assert devices == ["meta", "meta"]
+
+
+@pytest.mark.parametrize("mean", ["a", [1.0, [2.0]], torch.tensor(1.0, requires_grad=True)])
+def test_a_mean_that_is_no_number_is_refused_by_name(mean):
+    V = FunctionSpace(UnitSquareMesh(2, 2), "CG", 1)
+    with pytest.raises(TypeError, match="mean= takes numbers"):
+        Decoder(V, mean=mean)

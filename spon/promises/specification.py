@@ -66,9 +66,10 @@ class Specification:
             "flux": _flux(self.flux),
             "bounds": _bounds(self.bounds),
             "symmetry": tuple(
-                (_copied(A), _copied(b)) for A, b in _pairs("symmetry", "(A, b)", self.symmetry)
+                (_copied("symmetry", A), _copied("symmetry", b))
+                for A, b in _pairs("symmetry", "(A, b)", self.symmetry)
             ),
-            "mean": None if self.mean is None else _copied(self.mean),
+            "mean": None if self.mean is None else _copied("mean", self.mean),
         }
         for name, value in given.items():
             object.__setattr__(self, name, value)  # the class is frozen
@@ -175,9 +176,15 @@ def _pairs(name: str, form: str, given: Any) -> tuple[Any, ...]:
     return pairs
 
 
-def _copied(given: Any) -> Any:
+def _copied(name: str, given: Any) -> Any:
     """Numbers in lists: an array may change later, what is promised does not."""
-    return np.asarray(given, dtype=np.float64).tolist()
+    try:
+        return np.asarray(given, dtype=np.float64).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:  # the last for tensors with gradients
+        raise TypeError(
+            f"{name}= takes numbers or arrays of them, got {given!r}. Values to differentiate by are "
+            "given at the call, for each sample."
+        ) from error
 
 
 def _flux(given: Any) -> dict[Any, float]:
