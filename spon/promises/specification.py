@@ -182,8 +182,8 @@ def _copied(name: str, given: Any) -> Any:
         return np.asarray(given, dtype=np.float64).tolist()
     except (TypeError, ValueError, RuntimeError) as error:  # the last for tensors with gradients
         raise TypeError(
-            f"{name}= takes numbers or arrays of them, got {given!r}. Values to differentiate by are "
-            "given at the call, for each sample."
+            f"{name}= takes numbers or arrays of them, got {given!r}. Give values to differentiate "
+            "by at the call, for each sample."
         ) from error
 
 
