@@ -11,16 +11,19 @@ through dense blocks that are too small in 2D to pay.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from firedrake.petsc import DEFAULT_DIRECT_SOLVER_PARAMETERS, PETSc
+from firedrake.petsc import PETSc
 from torch import Tensor
 
+from spon.fem.iterative_factor import MultigridFactor
+from spon.fem.lanes import Lanes, in_lanes
 from spon.fem.lu_kernels import LANES, call
+from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, StaticFactor, int32
 
 __all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU"]
 
@@ -28,30 +31,14 @@ __all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU"]
 # not: for one matrix, whose solves are many and still quicker here, and for each of a batch.
 _ONE_OPERATIONS = 2e10
 _EACH_OPERATIONS = 5e8
+_SYMMETRIC_OPERATIONS = 1e10
+# Operations for each unknown from which iterations are quicker: about 8,000 unknowns in three
+# dimensions.
+_ITERATE_FROM = 1e5
 _BACKWARD_ERROR = 1e-11
 _FORWARD_ERROR = 1e-3
-
-
-class SingularMatrixError(ArithmeticError):
-    """A matrix has no inverse, or none of which a digit could be trusted.
-
-    Attributes
-    ----------
-    samples : list of int
-        Which matrices of a batch.
-    size : int
-        Number of unknowns.
-    """
-
-    def __init__(self, size: int, samples: Sequence[int] | None = None, count: int = 1) -> None:
-        self.samples, self.size = [0] if samples is None else list(samples), size
-        which = "" if samples is None else f" of {_listed(self.samples)} of a batch of {count}"
-        super().__init__(
-            f"The matrix{which} ({size} x {size} on the free dofs) is singular to working "
-            "precision. A problem that determines its solution up to a constant, a rigid motion or "
-            "a pressure level needs a Dirichlet condition, a lower-order term, or a multiplier for "
-            "the mean."
-        )
+_SYMMETRY = 1e-14
+_WASTE = 1.5  # products that rows of a block may have, for one that they need
 
 
 class SparseLU:
@@ -77,6 +64,13 @@ class SparseLU:
     unknowns : int
     fill : int
         Number of entries of L and U together.
+    dof, place : int array, shape (unknowns,)
+        The unknowns in the order of the dofs, and the place of each in that of the elimination.
+    source, rows, cols : int array
+        The matrix of the unknowns as CSR, in the order of the elimination, and from where in the
+        pattern each entry comes.
+    lower, upper : pair of int array
+        Patterns of L and U without the diagonal, as CSR.
     """
 
     def __init__(self, pointers: Any, columns: Any, free: Any = None) -> None:
@@ -114,14 +108,15 @@ class SparseLU:
         order = graph.getOrdering("nd")[0].getIndices()
         graph.destroy()
         # In the order of the dofs, and each one's place in the order of the elimination.
-        self._dof = self.free.astype(np.int32)
-        self._place = np.argsort(order).astype(np.int32)
+        self.dof = self.free.astype(np.int32)
+        self.place = np.argsort(order).astype(np.int32)
         ordered = block[order][:, order].tocsr()
+        ordered.sort_indices()
         # Where each entry comes from; entries of the pattern alone come from nowhere.
-        self._source = ordered.data.astype(np.int32) - 1
-        self._rows, self._cols = _int32(ordered)
+        self.source = ordered.data.astype(np.int32) - 1
+        self.rows, self.cols = int32(ordered)
         n = self.unknowns
-        p, c = _int32(pattern[order][:, order].tocsr())
+        p, c = int32(pattern[order][:, order].tocsr())
         parent, mark = np.empty(n, np.int32), np.empty(n, np.int32)
         call("elimination_tree", n, p, c, parent, mark)
         starts = np.empty(n + 1, np.int64)
@@ -134,8 +129,20 @@ class SparseLU:
             call("row_pattern", n, p, c, parent, mark, starts, found)
             lower = sp.csr_matrix((np.ones(count, np.int8), found, starts), shape=(n, n))
             upper = lower.T.tocsr()  # transposing sorts the columns of a row
-            self._lower, self._upper = _int32(upper.T.tocsr()), _int32(upper)
+            self.lower, self.upper = int32(upper.T.tocsr()), int32(upper)
+            self.blocks = self._blocks()
             self.operations = 2.0 * float((np.diff(upper.indptr).astype(float) ** 2).sum())
+
+    def _blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of L that are eliminated together, and their columns."""
+        n, (pointers, columns) = self.unknowns, self.lower
+        first, starts = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
+        found, mark = np.empty(len(columns), np.int32), np.full(n, -1, np.int32)
+        count = call(
+            "row_blocks", n, pointers, columns, ctypes.c_double(_WASTE), first, starts, found, mark
+        )
+        used = slice(0, count + 1)
+        return first[used].copy(), starts[used].copy(), found[: starts[count]].copy()
 
     def factor(self, values: Tensor, symmetric: bool | None = None) -> Factor:
         """Factorise one matrix.
@@ -153,22 +160,28 @@ class SparseLU:
         """
         rows = values[None].contiguous()
         if not self.pivoting:
-            state = _StaticFactor(
+            state = StaticFactor(
                 self, rows, self.is_symmetric(rows[0]) if symmetric is None else symmetric
             )
             stable, regular = self._judge(rows, state)
             if stable.all() and regular.all():
                 return state
-        pivoted = _PivotingFactor(self, rows[0])
+        pivoted = PivotingFactor(self, rows[0])
         if not self._judge(rows, pivoted)[1].all():
             raise SingularMatrixError(self.unknowns)
         self.pivoting = True
         return pivoted
 
     def factor_each(
-        self, values: Tensor, check: bool = True, reuse: Factors | None = None
+        self,
+        values: Tensor,
+        check: bool = True,
+        reuse: Factors | None = None,
+        definite: bool = False,
     ) -> Factors:
         """Factorise the matrices of a batch.
+
+        Symmetric matrices, which are found out, take half the time and half the memory.
 
         Parameters
         ----------
@@ -177,7 +190,10 @@ class SparseLU:
         check : bool, optional
             False leaves out the test of each factorisation: for matrices near to tested ones.
         reuse : Factors, optional
-            Factors of as many matrices whose memory is overwritten.
+            Factors of other matrices, whose memory is overwritten.
+        definite : bool, optional
+            True says that all of them are symmetric and positive definite. Where factors would fill
+            up (many unknowns in 3D) their solves are iterations then, see `MultigridFactor`.
 
         Raises
         ------
@@ -185,21 +201,59 @@ class SparseLU:
             Names the samples.
         """
         values = values.contiguous()
-        whole = self.pivoting or self.operations > _EACH_OPERATIONS
-        state = Factors(self, values, reuse, static=not whole)
+        if definite and self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS):
+            return Factors(
+                len(values), [], {i: MultigridFactor(self, row) for i, row in enumerate(values)}
+            )
+        symmetric = definite or self._all_symmetric(values)
+        limit = _SYMMETRIC_OPERATIONS if symmetric else _EACH_OPERATIONS
+        whole = self.pivoting or self.operations > limit
         if whole:
-            state.pivot(values, range(len(values)))
+            state = self._pivoted(values)
+        else:
+            old = [] if reuse is None else reuse.lanes
+            state = Factors(len(values), in_lanes(self, values, symmetric, old))
         if not check:
             return state
         stable, regular = self._judge(values, state)
         if not whole and not (stable & regular).all():
-            state.pivot(values, np.flatnonzero(~(stable & regular)).tolist())
+            state = self._pivoted(values, state, np.flatnonzero(~(stable & regular)).tolist())
             stable, regular = self._judge(values, state)
             # Once pivots were needed, they will be needed again.
             self.pivoting = bool(regular.all())
         if not regular.all():
             raise SingularMatrixError(self.unknowns, np.flatnonzero(~regular).tolist(), len(values))
         return state
+
+    def solve_each(self, values: Tensor, b: Tensor, definite: bool = False) -> Tensor:
+        """Solve one system with each matrix of a batch; no more than eight factors are kept.
+
+        Parameters
+        ----------
+        values : Tensor, shape (batch, nnz)
+        b : Tensor, shape (batch, size)
+        definite : bool, optional
+            As for `factor_each`.
+
+        Returns
+        -------
+        Tensor, shape (batch, size)
+
+        Raises
+        ------
+        SingularMatrixError
+            Names the samples.
+        """
+        x, factors = torch.empty_like(b, memory_format=torch.contiguous_format), None
+        for start in range(0, len(values), LANES):
+            part = slice(start, start + LANES)
+            try:
+                factors = self.factor_each(values[part], reuse=factors, definite=definite)
+            except SingularMatrixError as error:
+                samples = [start + i for i in error.samples]
+                raise SingularMatrixError(self.unknowns, samples, len(values)) from error
+            x[part] = factors.solve(b[part])
+        return x
 
     def multiply(self, values: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
         """Apply the whole matrices, of shape (1 or batch, nnz), to x of shape (batch, size)."""
@@ -224,162 +278,68 @@ class SparseLU:
 
     def is_symmetric(self, values: Tensor, tolerance: float = 1e-14) -> bool:
         """Whether the matrix of the unknowns is symmetric up to round-off."""
-        block = self._block(values)
+        block = self.block(values)
         return bool(abs(block - block.T).max() <= tolerance * abs(block).max())
 
-    def _block(self, values: Tensor) -> Any:
+    def _all_symmetric(self, values: Tensor) -> bool:
+        """Whether all matrices of a batch are, seen on a random vector."""
+        x = self._probe.expand(len(values), -1)
+        difference = self.multiply(values, x) - self.multiply(values, x, transposed=True)
+        largest = difference[:, self.free].abs().amax(1)
+        return bool((largest <= _SYMMETRY * values.abs().amax(1)).all())
+
+    def block(self, values: Tensor) -> sp.csr_matrix:
         """The matrix of the unknowns."""
         shape = (self.size, self.size)
         whole = sp.csr_matrix((values.numpy(), self.columns, self.pointers), shape=shape)
         return whole[self.free][:, self.free].tocsr()
 
-    def _scratch(self, width: int) -> Tensor:
-        return torch.empty(self.unknowns * width, dtype=torch.float64)
-
-
-class Factor:
-    """The factorisation of one matrix."""
-
-    # Whether all pivots are positive: a symmetric matrix is then positive definite.
-    positive = True
-
-    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
-        """Solve for each row.
-
-        Parameters
-        ----------
-        b : Tensor, shape (batch, size)
-            float64 on the CPU. Entries at dofs that are no unknowns are ignored.
-        transposed : bool, optional
-            Solve with the transpose.
-
-        Returns
-        -------
-        Tensor, shape (batch, size)
-            Zero at the dofs that are no unknowns.
-        """
-        raise NotImplementedError
-
-
-class _StaticFactor(Factor):
-    def __init__(self, lu: SparseLU, values: Tensor, symmetric: bool) -> None:
-        self._lu, self._symmetric = lu, symmetric
-        n, (lp, lc), (up, uc) = lu.unknowns, lu._lower, lu._upper
-        self._entries = (_doubles(len(lc)), _doubles(len(uc)), _doubles(n))
-        call(
-            "factor_one", n, lu._rows, lu._cols, lu._source, values,
-            lp, lc, up, uc, *self._entries, lu._scratch(1),
-        )  # fmt: skip
-        self.positive = bool((self._entries[2] > 0).all())
-
-    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
-        lu, x = self._lu, torch.zeros_like(b, memory_format=torch.contiguous_format)
-        # The solve with the transpose of the factors writes more, and takes half as long again.
-        transposed = transposed and not self._symmetric
-        call(
-            "solve_one", lu.unknowns, len(b), *map(ctypes.c_int64, (lu.size, *b.stride())),
-            int(transposed), lu._dof, lu._place, *lu._lower, *lu._upper, *self._entries, b, x,
-            lu._scratch(4 * LANES if len(b) > LANES else LANES),
-        )  # fmt: skip
-        return x
-
-
-class _PivotingFactor(Factor):
-    """Firedrake's direct solver through PETSc."""
-
-    def __init__(self, lu: SparseLU, values: Tensor) -> None:
-        self._lu = lu
-        block = lu._block(values)
-        matrix = PETSc.Mat().createAIJ(
-            block.shape, csr=(*_int32(block), block.data), comm=PETSc.COMM_SELF
-        )
-        pc = PETSc.PC().create(comm=PETSc.COMM_SELF)
-        pc.setOperators(matrix)
-        pc.setType("lu")
-        pc.setFactorSolverType(DEFAULT_DIRECT_SOLVER_PARAMETERS["mat_solver_type"])
-        # The pivots decide about memory that MUMPS sets aside beforehand, as a percentage.
-        pc.setFactorSetUpSolverType()
-        if pc.getFactorSolverType() == "mumps":
-            pc.getFactorMatrix().setMumpsIcntl(14, 200)
-        try:
-            pc.setUp()
-        except PETSc.Error as error:
-            raise SingularMatrixError(lu.unknowns) from error
-        self._pc, self._factor = pc, pc.getFactorMatrix()
-        self._b, self._x = matrix.createVecs()
-
-    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
-        free, x = self._lu.free, torch.zeros_like(b, memory_format=torch.contiguous_format)
-        rows, solution = b.numpy(), x.numpy()
-        run = self._factor.solveTranspose if transposed else self._factor.solve
-        for i in range(len(rows)):
-            self._b.array_w[:] = rows[i, free]
-            run(self._b, self._x)
-            solution[i, free] = self._x.array_r
-        return x
-
-
-class Factors:
-    """The factorisations of the matrices of a batch; `SparseLU.factor_each` makes them."""
-
-    def __init__(
-        self, lu: SparseLU, values: Tensor, reuse: Factors | None = None, static: bool = True
-    ) -> None:
-        self._lu, self.count = lu, len(values)
-        self._pivoted: dict[int, _PivotingFactor] = {}
-        self._blocks: list[tuple[Tensor, Tensor, Tensor]] = []
-        if not static:
-            return
-        n, (lp, lc), (up, uc) = lu.unknowns, lu._lower, lu._upper
-        sizes = [LANES * k for k in (len(lc), len(uc), n)]
-        stride, scratch = ctypes.c_int64(values.stride(0)), lu._scratch(LANES)
-        for start in range(0, self.count, LANES):
-            if reuse is not None and reuse._blocks:
-                entries = reuse._blocks[start // LANES]
-            else:
-                entries = (_doubles(sizes[0]), _doubles(sizes[1]), _doubles(sizes[2]))
-            rows = values[start : start + LANES]
-            call(
-                "factor_lanes", n, len(rows), stride, lu._rows, lu._cols, lu._source, rows,
-                lp, lc, up, uc, *entries, scratch,
-            )  # fmt: skip
-            self._blocks.append(entries)
-
-    def pivot(self, values: Tensor, samples: Any) -> None:
-        """Factorise some of the matrices again, with pivots."""
-        singular = []
-        for i in samples:
+    def _pivoted(
+        self, values: Tensor, found: Factors | None = None, samples: Sequence[int] | None = None
+    ) -> Factors:
+        """Factorise with pivots: all matrices, or some of those that were factorised without."""
+        singular: list[int] = []
+        single: dict[int, Factor] = {}
+        for i in range(len(values)) if samples is None else samples:
             try:
-                self._pivoted[i] = _PivotingFactor(self._lu, values[i])
+                single[i] = PivotingFactor(self, values[i])
             except SingularMatrixError:
                 singular.append(i)
         if singular:
-            raise SingularMatrixError(self._lu.unknowns, singular, self.count)
+            raise SingularMatrixError(self.unknowns, singular, len(values))
+        return Factors(len(values), [] if found is None else found.lanes, single)
+
+    def scratch(self, width: int) -> Tensor:
+        """Memory for so many vectors of unknowns."""
+        return torch.empty(self.unknowns * width, dtype=torch.float64)
+
+
+class Factors:
+    """The factorisations of the matrices of a batch; `SparseLU.factor_each` makes them.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    lanes : sequence of Lanes
+        Of the first matrices, the next ...; may be empty.
+    single : mapping from int to Factor, optional
+        Of matrices by themselves, in place of what the lanes hold.
+    """
+
+    def __init__(
+        self, count: int, lanes: Sequence[Lanes], single: Mapping[int, Factor] | None = None
+    ) -> None:
+        self.count, self.lanes, self._single = count, lanes, single or {}
 
     def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
         """Solve each system for its row of `b`, of shape (batch, size); see `Factor.solve`."""
-        lu, b = self._lu, b.contiguous()
-        x, scratch = torch.zeros_like(b), lu._scratch(LANES)
-        for start, entries in zip(range(0, self.count, LANES), self._blocks, strict=False):
-            rows = b[start : start + LANES]
-            call(
-                "solve_lanes", lu.unknowns, len(rows), ctypes.c_int64(lu.size), int(transposed),
-                lu._dof, lu._place, *lu._lower, *lu._upper, *entries, rows, x[start:], scratch,
-            )  # fmt: skip
-        for i, factor in self._pivoted.items():
+        b = b.contiguous()
+        x, start = torch.zeros_like(b), 0
+        for part in self.lanes:
+            stop = start + part.count
+            part.solve(b[start:stop], x[start:stop], transposed)
+            start = stop
+        for i, factor in self._single.items():
             x[i] = factor.solve(b[i : i + 1], transposed)[0]
         return x
-
-
-def _doubles(count: int) -> Tensor:
-    # Tensors, because their memory begins at the border of a vector register.
-    return torch.empty(count, dtype=torch.float64)
-
-
-def _int32(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
-    return matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
-
-
-def _listed(samples: Sequence[int]) -> str:
-    names = ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
-    return f"sample{'s' if len(samples) > 1 else ''} {names}"

@@ -26,9 +26,9 @@ LANES = 8  # float64 numbers in the widest vector register in use
 _SOURCE = r"""
 #include <stdint.h>
 
-#define W 8
 /* Aligned like a double, so that no array of a caller can be at fault. */
-typedef double lanes __attribute__((vector_size(8 * W), aligned(8)));
+typedef double lanes_8 __attribute__((vector_size(64), aligned(8)));
+typedef double lanes_4 __attribute__((vector_size(32), aligned(8)));
 
 /* Elimination tree of a matrix with a symmetric pattern, after J. W. H. Liu (1990). */
 void elimination_tree(int n, const int *p, const int *c, int *parent, int *ancestor) {
@@ -63,6 +63,49 @@ int64_t row_pattern(int n, const int *p, const int *c, const int *parent, int *m
   return count;
 }
 
+/* Blocks of 4, 2 or 1 rows of L whose columns are much the same: first[b] is the first row of one,
+   and bc[bp[b]] to bc[bp[b + 1]] are the columns before it of any of its rows. Returns how many
+   blocks there are. bc has room for as many columns as L has. mark holds -1. */
+int row_blocks(int n, const int *lp, const int *lc, double waste, int *first, int *bp, int *bc,
+               int *mark) {
+  int blocks = 0, count = 0, stamp = 0;
+  for (int i = 0; i < n;) {
+    int size = 4;
+    for (;; size /= 2) {
+      if (i + size > n) continue;
+      int found = 0, all = 0;
+      stamp++;
+      for (int t = 0; t < size; t++)
+        for (int q = lp[i + t]; q < lp[i + t + 1] && lc[q] < i; q++) {
+          all++;
+          if (mark[lc[q]] != stamp) {
+            mark[lc[q]] = stamp;
+            found++;
+          }
+        }
+      if (size > 1 && size * (double)found > waste * all) continue;
+      /* The columns of each row ascend: merge them. */
+      int at[4];
+      for (int t = 0; t < size; t++) at[t] = lp[i + t];
+      first[blocks] = i;
+      bp[blocks++] = count;
+      for (int k = 0; k < found; k++) {
+        int least = n;
+        for (int t = 0; t < size; t++)
+          if (at[t] < lp[i + t + 1] && lc[at[t]] < least) least = lc[at[t]];
+        for (int t = 0; t < size; t++)
+          if (at[t] < lp[i + t + 1] && lc[at[t]] == least) at[t]++;
+        bc[count++] = least;
+      }
+      break;
+    }
+    i += size;
+  }
+  first[blocks] = n;
+  bp[blocks] = count;
+  return blocks;
+}
+
 /* LU without pivoting, row by row. */
 void factor_one(int n, const int *ap, const int *ac, const int *source, const double *a,
                 const int *lp, const int *lc, const int *up, const int *uc,
@@ -79,32 +122,6 @@ void factor_one(int n, const int *ap, const int *ac, const int *source, const do
       for (int r = up[j]; r < up[j + 1]; r++) w[uc[r]] -= m * ux[r];
     }
     inverse[i] = 1 / w[i];
-    for (int r = up[i]; r < up[i + 1]; r++) ux[r] = w[uc[r]];
-  }
-}
-
-/* The same for `count` matrices, at most W; row t of a holds the values of the t-th. */
-void factor_lanes(int n, int count, int64_t stride, const int *ap, const int *ac,
-                  const int *source, const double *a, const int *lp, const int *lc,
-                  const int *up, const int *uc, lanes *lx, lanes *ux, lanes *inverse, lanes *w) {
-  const lanes zero = {0}, one = zero + 1.0;
-  const double *rows[W];
-  for (int t = 0; t < W; t++) rows[t] = a + (t < count ? t : count - 1) * stride;
-  for (int i = 0; i < n; i++) {
-    for (int q = lp[i]; q < lp[i + 1]; q++) w[lc[q]] = zero;
-    for (int r = up[i]; r < up[i + 1]; r++) w[uc[r]] = zero;
-    w[i] = zero;
-    for (int q = ap[i]; q < ap[i + 1]; q++) {
-      double *entry = (double *)(w + ac[q]);
-      for (int t = 0; t < W; t++) entry[t] += rows[t][source[q]];
-    }
-    for (int q = lp[i]; q < lp[i + 1]; q++) {
-      const int j = lc[q];
-      const lanes m = w[j] * inverse[j];
-      lx[q] = m;
-      for (int r = up[j]; r < up[j + 1]; r++) w[uc[r]] -= m * ux[r];
-    }
-    inverse[i] = one / w[i];
     for (int r = up[i]; r < up[i + 1]; r++) ux[r] = w[uc[r]];
   }
 }
@@ -129,20 +146,20 @@ static void scatter(int n, int count, int width, int64_t stride, const int *dof,
       x[t * stride + dof[i]] = w[(int64_t)place[i] * width + t];
 }
 
-/* Triangular solves of K * W columns. V is what an entry of the factor is: one number for all
-   columns, or one for each of W matrices. */
-#define TRIANGULAR(NAME, V, K)                                                                  \
+/* Triangular solves of K vectors of columns. V is what an entry of the factor is: one number for
+   all columns, or one for each of as many matrices; T is one vector of columns. */
+#define TRIANGULAR(NAME, V, T, K)                                                               \
   static void NAME(int n, const int *lp, const int *lc, const int *up, const int *uc,           \
-                   const V *lx, const V *ux, const V *inverse, lanes *w) {                      \
+                   const V *lx, const V *ux, const V *inverse, T *w) {                          \
     for (int i = 0; i < n; i++) {                                                               \
-      lanes sum[K];                                                                             \
+      T sum[K];                                                                                 \
       for (int t = 0; t < K; t++) sum[t] = w[(int64_t)i * K + t];                               \
       for (int q = lp[i]; q < lp[i + 1]; q++)                                                   \
         for (int t = 0; t < K; t++) sum[t] -= lx[q] * w[(int64_t)lc[q] * K + t];                \
       for (int t = 0; t < K; t++) w[(int64_t)i * K + t] = sum[t];                               \
     }                                                                                           \
     for (int i = n - 1; i >= 0; i--) {                                                          \
-      lanes sum[K];                                                                             \
+      T sum[K];                                                                                 \
       for (int t = 0; t < K; t++) sum[t] = w[(int64_t)i * K + t];                               \
       for (int r = up[i]; r < up[i + 1]; r++)                                                   \
         for (int t = 0; t < K; t++) sum[t] -= ux[r] * w[(int64_t)uc[r] * K + t];                \
@@ -151,38 +168,37 @@ static void scatter(int n, int count, int width, int64_t stride, const int *dof,
   }                                                                                             \
   static void NAME##_transposed(int n, const int *lp, const int *lc, const int *up,             \
                                 const int *uc, const V *lx, const V *ux, const V *inverse,      \
-                                lanes *w) {                                                     \
+                                T *w) {                                                         \
     for (int i = 0; i < n; i++) {                                                               \
-      lanes x[K];                                                                               \
+      T x[K];                                                                                   \
       for (int t = 0; t < K; t++) x[t] = w[(int64_t)i * K + t] *= inverse[i];                   \
       for (int r = up[i]; r < up[i + 1]; r++)                                                   \
         for (int t = 0; t < K; t++) w[(int64_t)uc[r] * K + t] -= ux[r] * x[t];                  \
     }                                                                                           \
     for (int i = n - 1; i >= 0; i--) {                                                          \
-      lanes x[K];                                                                               \
+      T x[K];                                                                                   \
       for (int t = 0; t < K; t++) x[t] = w[(int64_t)i * K + t];                                 \
       for (int q = lp[i]; q < lp[i + 1]; q++)                                                   \
         for (int t = 0; t < K; t++) w[(int64_t)lc[q] * K + t] -= lx[q] * x[t];                  \
     }                                                                                           \
   }
 
-TRIANGULAR(wide, double, 4)
-TRIANGULAR(narrow, double, 1)
-TRIANGULAR(each, lanes, 1)
+TRIANGULAR(wide, double, lanes_8, 4)
+TRIANGULAR(narrow, double, lanes_8, 1)
 
 #define FACTOR n, lp, lc, up, uc, lx, ux, inverse, w
 
 /* One matrix, `count` right-hand sides, of which b holds entry i of the t-th at
-   t * stride + i * step. w holds n * 4 * W numbers. */
+   t * stride + i * step. w holds n * 32 numbers. */
 void solve_one(int n, int count, int64_t size, int64_t stride, int64_t step, int transposed,
                const int *dof, const int *place, const int *lp, const int *lc, const int *up,
                const int *uc, const double *lx, const double *ux, const double *inverse,
-               const double *b, double *x, lanes *w) {
+               const double *b, double *x, lanes_8 *w) {
   for (int start = 0; start < count;) {
-    const int left = count - start, width = left > W ? 4 * W : W;
+    const int left = count - start, width = left > 8 ? 32 : 8;
     const int now = left < width ? left : width;
     gather(n, now, width, stride, step, dof, place, b + start * stride, (double *)w);
-    if (width > W) {
+    if (width > 8) {
       if (transposed) wide_transposed(FACTOR); else wide(FACTOR);
     } else {
       if (transposed) narrow_transposed(FACTOR); else narrow(FACTOR);
@@ -192,15 +208,130 @@ void solve_one(int n, int count, int64_t size, int64_t stride, int64_t step, int
   }
 }
 
-/* `count` matrices, at most W, each with its own right-hand side. */
-void solve_lanes(int n, int count, int64_t stride, int transposed, const int *dof,
-                 const int *place, const int *lp, const int *lc, const int *up, const int *uc,
-                 const lanes *lx, const lanes *ux, const lanes *inverse, const double *b,
-                 double *x, lanes *w) {
-  gather(n, count, W, stride, 1, dof, place, b, (double *)w);
-  if (transposed) each_transposed(FACTOR); else each(FACTOR);
-  scatter(n, count, W, stride, dof, place, (const double *)w, x);
-}
+/* `count` matrices, at most W of them, each with its own right-hand side; row t of a holds the
+   values of the t-th. The columns of L in L D L^T have the pattern of the rows of U. */
+#define EACH(W)                                                                                 \
+  void factor_##W(int n, int count, int64_t stride, const int *ap, const int *ac,               \
+                  const int *source, const double *a, const int *lp, const int *lc,             \
+                  const int *up, const int *uc, lanes_##W *lx, lanes_##W *ux,                   \
+                  lanes_##W *inverse, lanes_##W *w) {                                           \
+    const lanes_##W zero = {0}, one = zero + 1.0;                                               \
+    const double *rows[W];                                                                      \
+    for (int t = 0; t < W; t++) rows[t] = a + (t < count ? t : count - 1) * stride;             \
+    for (int i = 0; i < n; i++) {                                                               \
+      for (int q = lp[i]; q < lp[i + 1]; q++) w[lc[q]] = zero;                                  \
+      for (int r = up[i]; r < up[i + 1]; r++) w[uc[r]] = zero;                                  \
+      w[i] = zero;                                                                              \
+      for (int q = ap[i]; q < ap[i + 1]; q++) {                                                 \
+        double *entry = (double *)(w + ac[q]);                                                  \
+        for (int t = 0; t < W; t++) entry[t] += rows[t][source[q]];                             \
+      }                                                                                         \
+      for (int q = lp[i]; q < lp[i + 1]; q++) {                                                 \
+        const int j = lc[q];                                                                    \
+        const lanes_##W m = w[j] * inverse[j];                                                  \
+        lx[q] = m;                                                                              \
+        for (int r = up[j]; r < up[j + 1]; r++) w[uc[r]] -= m * ux[r];                          \
+      }                                                                                         \
+      inverse[i] = one / w[i];                                                                  \
+      for (int r = up[i]; r < up[i + 1]; r++) ux[r] = w[uc[r]];                                 \
+    }                                                                                           \
+  }                                                                                             \
+  TRIANGULAR(each_##W, lanes_##W, lanes_##W, 1)                                                 \
+  void solve_##W(int n, int count, int64_t stride, int transposed, const int *dof,              \
+                 const int *place, const int *lp, const int *lc, const int *up, const int *uc,  \
+                 const lanes_##W *lx, const lanes_##W *ux, const lanes_##W *inverse,            \
+                 const double *b, double *x, lanes_##W *w) {                                    \
+    gather(n, count, W, stride, 1, dof, place, b, (double *)w);                                 \
+    if (transposed) each_##W##_transposed(FACTOR); else each_##W(FACTOR);                       \
+    scatter(n, count, W, stride, dof, place, (const double *)w, x);                             \
+  }                                                                                             \
+  void solve_symmetric_##W(int n, int count, int64_t stride, const int *dof, const int *place,  \
+                           const int *up, const int *uc, const lanes_##W *lx,                   \
+                           const lanes_##W *inverse, const double *b, double *x,                \
+                           lanes_##W *w) {                                                      \
+    gather(n, count, W, stride, 1, dof, place, b, (double *)w);                                 \
+    for (int i = 0; i < n; i++) {                                                               \
+      const lanes_##W y = w[i];                                                                 \
+      for (int r = up[i]; r < up[i + 1]; r++) w[uc[r]] -= lx[r] * y;                            \
+      w[i] = y * inverse[i];                                                                    \
+    }                                                                                           \
+    for (int i = n - 1; i >= 0; i--) {                                                          \
+      lanes_##W sum = w[i];                                                                     \
+      for (int r = up[i]; r < up[i + 1]; r++) sum -= lx[r] * w[uc[r]];                          \
+      w[i] = sum;                                                                               \
+    }                                                                                           \
+    scatter(n, count, W, stride, dof, place, (const double *)w, x);                             \
+  }
+
+/* R rows of L D L^T from row i on: what they have of a column in common is read once for all.
+   Their entries in column k stand at w[k * R]; bc holds the columns of any of them, and filled[j]
+   is the place of the next entry of column j. */
+#define ROWS(W, R)                                                                              \
+  static void rows_##W##_##R(int i, int size, const int *bc, const int *ap, const int *ac,      \
+                             const int *source, const double *const *rows, const int *up,       \
+                             const int *uc, lanes_##W *lx, lanes_##W *inverse, lanes_##W *w,    \
+                             int *filled) {                                                     \
+    const lanes_##W zero = {0}, one = zero + 1.0;                                               \
+    lanes_##W corner[R][R];                                                                     \
+    for (int q = 0; q < size; q++)                                                              \
+      for (int t = 0; t < R; t++) w[(int64_t)bc[q] * R + t] = zero;                             \
+    for (int s = 0; s < R; s++) {                                                               \
+      for (int t = 0; t < R; t++) corner[s][t] = zero;                                          \
+      for (int q = ap[i + s]; q < ap[i + s + 1] && ac[q] <= i + s; q++) {                       \
+        lanes_##W *at = ac[q] < i ? w + (int64_t)ac[q] * R + s : &corner[s][ac[q] - i];         \
+        for (int t = 0; t < W; t++) ((double *)at)[t] += rows[t][source[q]];                    \
+      }                                                                                         \
+    }                                                                                           \
+    for (int q = 0; q < size; q++) {                                                            \
+      const int j = bc[q], start = up[j], end = up[j + 1];                                      \
+      int now = filled[j];                                                                      \
+      lanes_##W m[R];                                                                           \
+      for (int t = 0; t < R; t++) m[t] = w[(int64_t)j * R + t];                                 \
+      for (int r = start; r < now; r++) {                                                       \
+        lanes_##W *at = w + (int64_t)uc[r] * R;                                                 \
+        const lanes_##W l = lx[r];                                                              \
+        for (int t = 0; t < R; t++) at[t] -= m[t] * l;                                          \
+      }                                                                                         \
+      for (int s = 0; s < R; s++)                                                               \
+        if (now < end && uc[now] == i + s) {                                                    \
+          const lanes_##W l = lx[now++] = m[s] * inverse[j];                                    \
+          for (int t = s; t < R; t++) corner[t][s] -= m[t] * l;                                 \
+        }                                                                                       \
+      filled[j] = now;                                                                          \
+    }                                                                                           \
+    for (int s = 0; s < R; s++) {                                                               \
+      int now = up[i + s];                                                                      \
+      inverse[i + s] = one / corner[s][s];                                                      \
+      for (int t = s + 1; t < R; t++)                                                           \
+        if (now < up[i + s + 1] && uc[now] == i + t) {                                          \
+          const lanes_##W l = lx[now++] = corner[t][s] * inverse[i + s];                        \
+          for (int v = t; v < R; v++) corner[v][t] -= corner[v][s] * l;                         \
+        }                                                                                       \
+      filled[i + s] = now;                                                                      \
+    }                                                                                           \
+  }
+
+#define SYMMETRIC(W)                                                                            \
+  ROWS(W, 1)                                                                                    \
+  ROWS(W, 2)                                                                                    \
+  ROWS(W, 4)                                                                                    \
+  void factor_symmetric_##W(int count, int64_t stride, const int *ap, const int *ac,            \
+                            const int *source, const double *a, int blocks, const int *first,   \
+                            const int *bp, const int *bc, const int *up, const int *uc,         \
+                            lanes_##W *lx, lanes_##W *inverse, lanes_##W *w, int *filled) {     \
+    const double *rows[W];                                                                      \
+    for (int t = 0; t < W; t++) rows[t] = a + (t < count ? t : count - 1) * stride;             \
+    for (int b = 0; b < blocks; b++) {                                                          \
+      const int i = first[b], r = first[b + 1] - i, size = bp[b + 1] - bp[b];                   \
+      (r == 4 ? rows_##W##_4 : r == 2 ? rows_##W##_2 : rows_##W##_1)(                           \
+          i, size, bc + bp[b], ap, ac, source, rows, up, uc, lx, inverse, w, filled);           \
+    }                                                                                           \
+  }
+
+EACH(8)
+EACH(4)
+SYMMETRIC(8)
+SYMMETRIC(4)
 
 /* Entries of an assembled matrix as sums of entries of element matrices. */
 void sum_parts(int n, const int *shares, const int *parts, const double *elements, double *out) {

@@ -213,8 +213,12 @@ class _Solve(torch.autograd.Function):
         if bad.any():
             identity = (problem.rows == problem.columns).to(entries)
             entries = torch.where(bad[:, None], identity, entries)
-        factors = problem._lu.factor_each(entries.contiguous())
-        x: Tensor = factors.solve(loads.contiguous())
+        if not any(ctx.needs_input_grad):
+            x: Tensor = problem._lu.solve_each(entries, loads, definite=True)
+            x[bad] = torch.nan
+            return x
+        factors = problem._lu.factor_each(entries, definite=True)
+        x = factors.solve(loads)
         x[bad] = torch.nan
         ctx.factors, ctx.problem = factors, problem
         ctx.save_for_backward(x)

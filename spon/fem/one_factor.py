@@ -1,0 +1,156 @@
+"""The factorisation of one sparse matrix."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from firedrake.petsc import DEFAULT_DIRECT_SOLVER_PARAMETERS, PETSc
+from torch import Tensor
+
+from spon.fem.lu_kernels import LANES, call
+
+if TYPE_CHECKING:
+    from spon.fem.factor import SparseLU
+
+__all__ = ["Factor", "PivotingFactor", "SingularMatrixError", "StaticFactor", "int32"]
+
+
+class SingularMatrixError(ArithmeticError):
+    """A matrix has no inverse, or none of which a digit could be trusted.
+
+    Attributes
+    ----------
+    samples : list of int
+        Which matrices of a batch.
+    size : int
+        Number of unknowns.
+    """
+
+    def __init__(self, size: int, samples: Sequence[int] | None = None, count: int = 1) -> None:
+        self.samples, self.size = [0] if samples is None else list(samples), size
+        which = "" if samples is None else f" of {_listed(self.samples)} of a batch of {count}"
+        super().__init__(
+            f"The matrix{which} ({size} x {size} on the free dofs) is singular to working "
+            "precision. A problem that determines its solution up to a constant, a rigid motion or "
+            "a pressure level needs a Dirichlet condition, a lower-order term, or a multiplier for "
+            "the mean."
+        )
+
+
+class Factor:
+    """The factorisation of one matrix."""
+
+    # Whether all pivots are positive: a symmetric matrix is then positive definite.
+    positive = True
+
+    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
+        """Solve for each row.
+
+        Parameters
+        ----------
+        b : Tensor, shape (batch, size)
+            float64 on the CPU. Entries at dofs that are no unknowns are ignored.
+        transposed : bool, optional
+            Solve with the transpose.
+
+        Returns
+        -------
+        Tensor, shape (batch, size)
+            Zero at the dofs that are no unknowns.
+        """
+        raise NotImplementedError
+
+
+class StaticFactor(Factor):
+    """LU without pivoting of one matrix, for many right-hand sides.
+
+    Parameters
+    ----------
+    lu : SparseLU
+        The pattern.
+    values : Tensor, shape (1, nnz)
+    symmetric : bool
+    """
+
+    def __init__(self, lu: SparseLU, values: Tensor, symmetric: bool) -> None:
+        self._lu, self._symmetric = lu, symmetric
+        n, (lp, lc), (up, uc) = lu.unknowns, lu.lower, lu.upper
+        self._entries = (*(torch.empty(k, dtype=torch.float64) for k in (len(lc), len(uc), n)),)
+        call(
+            "factor_one", n, lu.rows, lu.cols, lu.source, values,
+            lp, lc, up, uc, *self._entries, lu.scratch(1),
+        )  # fmt: skip
+        self.positive = bool((self._entries[2] > 0).all())
+
+    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
+        """Solve for each row; see `Factor.solve`."""
+        lu, x = self._lu, torch.zeros_like(b, memory_format=torch.contiguous_format)
+        # The solve with the transpose of the factors writes more, and takes half as long again.
+        transposed = transposed and not self._symmetric
+        call(
+            "solve_one", lu.unknowns, len(b), *map(ctypes.c_int64, (lu.size, *b.stride())),
+            int(transposed), lu.dof, lu.place, *lu.lower, *lu.upper, *self._entries, b, x,
+            lu.scratch(4 * LANES if len(b) > LANES else LANES),
+        )  # fmt: skip
+        return x
+
+
+class PivotingFactor(Factor):
+    """Firedrake's direct solver through PETSc.
+
+    Parameters
+    ----------
+    lu : SparseLU
+        The pattern.
+    values : Tensor, shape (nnz,)
+
+    Raises
+    ------
+    SingularMatrixError
+    """
+
+    def __init__(self, lu: SparseLU, values: Tensor) -> None:
+        self._lu = lu
+        block = lu.block(values)
+        matrix = PETSc.Mat().createAIJ(
+            block.shape, csr=(*int32(block), block.data), comm=PETSc.COMM_SELF
+        )
+        pc = PETSc.PC().create(comm=PETSc.COMM_SELF)
+        pc.setOperators(matrix)
+        pc.setType("lu")
+        pc.setFactorSolverType(DEFAULT_DIRECT_SOLVER_PARAMETERS["mat_solver_type"])
+        # The pivots decide about memory that MUMPS sets aside beforehand, as a percentage.
+        pc.setFactorSetUpSolverType()
+        if pc.getFactorSolverType() == "mumps":
+            pc.getFactorMatrix().setMumpsIcntl(14, 200)
+        try:
+            pc.setUp()
+        except PETSc.Error as error:
+            raise SingularMatrixError(lu.unknowns) from error
+        self._pc, self._factor = pc, pc.getFactorMatrix()
+        self._b, self._x = matrix.createVecs()
+
+    def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
+        """Solve for each row; see `Factor.solve`."""
+        free, x = self._lu.free, torch.zeros_like(b, memory_format=torch.contiguous_format)
+        rows, solution = b.numpy(), x.numpy()
+        run = self._factor.solveTranspose if transposed else self._factor.solve
+        for i in range(len(rows)):
+            self._b.array_w[:] = rows[i, free]
+            run(self._b, self._x)
+            solution[i, free] = self._x.array_r
+        return x
+
+
+def int32(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Pointers and columns of a CSR matrix."""
+    return matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
+
+
+def _listed(samples: Sequence[int]) -> str:
+    names = ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
+    return f"sample{'s' if len(samples) > 1 else ''} {names}"
