@@ -8,6 +8,8 @@ of the least squares line through the logarithms. The bandwidth of a sparse prod
 entry, each row of what comes in and each row of what goes out once, against that of a copy of a
 large array on the same core.
 
+`elliptic` is measured on a cube of tetrahedra, too: where its solves are iterations.
+
 The C library is told to keep memory that is freed (`KEPT`); products, and networks of one size, are
 measured without that, too.
 
@@ -29,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import RESULTS, arguments, write
-from firedrake import DirichletBC, FunctionSpace, MeshHierarchy
+from firedrake import DirichletBC, FunctionSpace, MeshHierarchy, UnitCubeMesh
 
 import spon
 
@@ -40,10 +42,10 @@ PROCESSORS = (
     "graph",
     "graph_multigrid",
     "attention",
-    "elliptic",  # factorises for each sample: more than linear, and shown for that
+    "elliptic",
 )
 REFINEMENTS = (1, 2, 3, 4, 5)
-LARGEST = {"elliptic": 4}  # refinements; the factors of a batch take the memory
+CUBES = {"elliptic": (10, 16, 25, 40, 60)}  # cells along an edge
 BATCH, COLUMNS = 2, 48
 # By itself glibc gives arrays of more than 32 MB back at once; the next one of that size is made of
 # fresh pages, whose first touch costs as much as a sparse product.
@@ -55,6 +57,11 @@ MESH = Path(__file__).parent.parent / "meshes" / "cook.msh"
 def hierarchy(refinements):
     """The finest mesh of a hierarchy."""
     return MeshHierarchy(spon.fem.read_mesh(MESH), refinements)[-1]
+
+
+def solid(cells):
+    """The unit cube in tetrahedra."""
+    return UnitCubeMesh(cells, cells, cells)
 
 
 def network(name, mesh):
@@ -92,9 +99,8 @@ def reset_peak():
     return status("VmRSS")
 
 
-def measure_network(name, refinements):
+def measure_network(name, mesh):
     """Costs of one network on one mesh."""
-    mesh = hierarchy(refinements)
     start = time.process_time()
     net, space = network(name, mesh)
     setup = time.process_time() - start
@@ -196,12 +202,11 @@ def main():
     """Measure everything and write the JSON."""
     if "--child" in sys.argv:
         torch.set_num_threads(1)
-        what, refinements = sys.argv[2], int(sys.argv[3])
-        measured = (
-            measure_bandwidth(refinements)
-            if what == "bandwidth"
-            else measure_network(what, refinements)
-        )
+        what, size, *shape = sys.argv[2:]
+        if what == "bandwidth":
+            measured = measure_bandwidth(int(size))
+        else:
+            measured = measure_network(what, (solid if shape else hierarchy)(int(size)))
         print(json.dumps(measured))
         return
     args = arguments(__doc__.splitlines()[0])
@@ -209,24 +214,31 @@ def main():
     known = set(spon.processors.available())
     names = ("spectral", "multigrid") if args.quick else [n for n in PROCESSORS if n in known]
     sizes = REFINEMENTS[:2] if args.quick else REFINEMENTS
-    results = {"networks": [], "slopes": [], "returned": [], "bandwidth": []}
+    results = {"networks": [], "slopes": [], "solids": [], "returned": [], "bandwidth": []}
     # Finished measurements of a run that was cut off; the next one takes all anew.
     finished = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
     for name in names:
-        rows = []
-        for refinements in [r for r in sizes if r <= LARGEST.get(name, r)]:
-            rows.append(child(name, refinements, finished=finished))
-            row = rows[-1]
-            print(
-                f"{name:16s} {row['dofs']:8,} dofs: set-up {row['setup_s']:.1f} s, training "
-                f"{row['training_ms']:.1f} ms, inference {row['inference_ms']:.1f} ms, "
-                f"{row['training_mb']:.0f} MB a sample",
-                flush=True,
-            )
-        results["networks"] += rows
-        keys = ("training_ms", "inference_ms", "training_mb", "inference_mb", "setup_s")
-        results["slopes"].append({"network": name, **{k: slope(rows, k) for k in keys}})
-        print(results["slopes"][-1], flush=True)
+        for shape, steps in (([], sizes), (["cube"], CUBES.get(name, ()))):
+            rows = []
+            for size in steps:
+                row = child(name, size, *shape, finished=finished)
+                print(
+                    f"{name:16s} {row['dofs']:8,} dofs: set-up {row['setup_s']:.1f} s, training "
+                    f"{row['training_ms']:.1f} ms, inference {row['inference_ms']:.1f} ms, "
+                    f"{row['training_mb']:.0f} MB a sample",
+                    flush=True,
+                )
+                rows.append(row)
+            if not rows:
+                continue
+            keys = ("training_ms", "inference_ms", "training_mb", "inference_mb", "setup_s")
+            slopes = {"network": name, **{k: slope(rows, k) for k in keys}}
+            print(shape, slopes, flush=True)
+            if shape:
+                results["solids"].append({"rows": rows, "slopes": slopes})
+            else:
+                results["networks"] += rows
+                results["slopes"].append(slopes)
         results["returned"].append(child(name, sizes[-2], finished=finished, tunables=""))
         print(f"without kept memory: {results['returned'][-1]}", flush=True)
     for refinements in sizes:

@@ -173,26 +173,34 @@ _COSTS = {
 }
 
 
-def _growth(record: dict[str, Any]) -> str:
-    results = record["results"]
-    rows = results["networks"]
+def _exponents(rows: list[dict[str, Any]], slopes: list[dict[str, Any]]) -> list[str]:
     sizes = sorted({r["dofs"] for r in rows})
     lines = [
         f"Exponents of growth from {sizes[0]:,} to {sizes[-1]:,} dofs, and costs a sample at the "
         "largest size:",
         "",
-        "| network | " + " | ".join(_COSTS.values()) + " | dofs | a training step | inference "
+        "| network | " + " | ".join(_COSTS.values()) + " | a training step | inference "
         "| memory of training |",
-        "|---" * (len(_COSTS) + 5) + "|",
+        "|---" * (len(_COSTS) + 4) + "|",
     ]
-    for s in results["slopes"]:
+    for s in slopes:
         last = max((r for r in rows if r["network"] == s["network"]), key=lambda r: r["dofs"])
         lines.append(
             f"| `{s['network']}` | "
             + " | ".join(f"{s[k]:.2f}" for k in _COSTS)
-            + f" | {last['dofs']:,} | {last['training_ms']:,.0f} ms "
-            f"| {last['inference_ms']:,.0f} ms | {last['training_mb']:,.0f} MB |"
+            + f" | {last['training_ms']:,.0f} ms | {last['inference_ms']:,.0f} ms "
+            f"| {last['training_mb']:,.0f} MB |"
         )
+    return lines
+
+
+def _growth(record: dict[str, Any]) -> str:
+    results = record["results"]
+    rows = results["networks"]
+    sizes = sorted({r["dofs"] for r in rows})
+    lines = _exponents(rows, results["slopes"])
+    for found in results["solids"]:
+        lines += ["", "A cube of tetrahedra.", "", *_exponents(found["rows"], [found["slopes"]])]
     at = results["returned"][0]["dofs"]
     lines += [
         "",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from spon.fem.lanes import Lanes, in_lanes
 from spon.fem.lu_kernels import LANES, call
 from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, StaticFactor, int32
 
-__all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU"]
+__all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU", "solve_definite"]
 
 # Beyond these numbers of operations dense blocks decide, which MUMPS has and the loops here have
 # not: for one matrix, whose solves are many and still quicker here, and for each of a batch.
@@ -69,8 +70,6 @@ class SparseLU:
     source, rows, cols : int array
         The matrix of the unknowns as CSR, in the order of the elimination, and from where in the
         pattern each entry comes.
-    lower, upper : pair of int array
-        Patterns of L and U without the diagonal, as CSR.
     """
 
     def __init__(self, pointers: Any, columns: Any, free: Any = None) -> None:
@@ -119,21 +118,38 @@ class SparseLU:
         p, c = int32(pattern[order][:, order].tocsr())
         parent, mark = np.empty(n, np.int32), np.empty(n, np.int32)
         call("elimination_tree", n, p, c, parent, mark)
-        starts = np.empty(n + 1, np.int64)
-        mark[:] = -1
-        count = call("row_pattern", n, p, c, parent, mark, starts, None)
-        self.fill, self.operations = 2 * count + n, np.inf
-        if count < np.iinfo(np.int32).max:
-            found = np.empty(count, np.int32)
-            mark[:] = -1
-            call("row_pattern", n, p, c, parent, mark, starts, found)
-            lower = sp.csr_matrix((np.ones(count, np.int8), found, starts), shape=(n, n))
-            upper = lower.T.tocsr()  # transposing sorts the columns of a row
-            self.lower, self.upper = int32(upper.T.tocsr()), int32(upper)
-            self.blocks = self._blocks()
-            self.operations = 2.0 * float((np.diff(upper.indptr).astype(float) ** 2).sum())
+        self._tree = (p, c, parent, mark)
+        below = np.zeros(n, np.int32)
+        count = self._rows_of_lower(np.empty(n + 1, np.int64), None, below)
+        self.fill = 2 * count + n
+        self.operations = 2.0 * float((below.astype(float) ** 2).sum())
+        if count >= np.iinfo(np.int32).max:  # more than the loops can number
+            self.operations = np.inf
 
-    def _blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rows_of_lower(self, starts: Any, columns: Any, below: Any = None) -> int:
+        self._tree[-1][:] = -1
+        return int(call("row_pattern", self.unknowns, *self._tree, starts, columns, below))
+
+    # Where others factorise there are many entries, of which nobody asks.
+    @cached_property
+    def upper(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pattern of U without the diagonal, as CSR."""
+        n = self.unknowns
+        starts, found = np.empty(n + 1, np.int64), np.empty(self.fill // 2, np.int32)
+        self._rows_of_lower(starts, found)
+        lower = sp.csr_matrix((np.ones(len(found), np.int8), found, starts), shape=(n, n))
+        return int32(lower.T.tocsr())
+
+    @cached_property
+    def lower(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pattern of L without the diagonal, as CSR."""
+        pointers, columns = self.upper
+        n, ones = self.unknowns, np.ones(len(columns), np.int8)
+        # Transposing sorts the columns of a row.
+        return int32(sp.csr_matrix((ones, columns, pointers), shape=(n, n)).T.tocsr())
+
+    @cached_property
+    def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of L that are eliminated together, and their columns."""
         n, (pointers, columns) = self.unknowns, self.lower
         first, starts = np.empty(n + 1, np.int32), np.empty(n + 1, np.int32)
@@ -343,3 +359,24 @@ class Factors:
         for i, factor in self._single.items():
             x[i] = factor.solve(b[i : i + 1], transposed)[0]
         return x
+
+
+def solve_definite(matrix: sp.csr_matrix, load: np.ndarray) -> np.ndarray:
+    """Solve once with a symmetric positive definite matrix.
+
+    Parameters
+    ----------
+    matrix : csr_matrix, shape (n, n)
+    load : array, shape (n,)
+
+    Returns
+    -------
+    array, shape (n,)
+
+    Raises
+    ------
+    SingularMatrixError
+    """
+    lu = SparseLU(matrix.indptr, matrix.indices)
+    values, b = torch.from_numpy(matrix.data)[None], torch.from_numpy(load)[None]
+    return lu.solve_each(values, b, definite=True)[0].numpy()

@@ -18,13 +18,13 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.fem.constraints import has_own_nodes
 from spon.fem.eigen import cutoff_window, eigenpairs
 from spon.fem.elements import shaped
 from spon.fem.elliptic import build_points
+from spon.fem.factor import solve_definite
 from spon.fem.graphs import cell_graph, on_held_pieces
 from spon.fem.hierarchy import build_hierarchy
 from spon.fem.lifting import interleaved, lifted
@@ -284,7 +284,7 @@ def _torsion(latent: _Latent, fixed: NDArray[np.bool_]) -> NDArray[np.float64]:
     free = np.flatnonzero(~fixed & on_held_pieces(stiffness, fixed))
     if len(free):
         load = mass @ np.ones(len(fixed))
-        t[free] = splu(sp.csc_matrix(stiffness[free][:, free])).solve(load[free])
+        t[free] = solve_definite(stiffness[free][:, free], load[free])
         t /= t.max()
     return t
 

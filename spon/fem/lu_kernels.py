@@ -45,9 +45,10 @@ void elimination_tree(int n, const int *p, const int *c, int *parent, int *ances
   }
 }
 
-/* Columns of each row of the factor L, unsorted; only counts without cols. mark holds -1. */
+/* Columns of each row of the factor L, unsorted. Without cols they are counted only, and so are
+   the rows of each column, which begin at zero in below. mark holds -1. */
 int64_t row_pattern(int n, const int *p, const int *c, const int *parent, int *mark,
-                    int64_t *rows, int *cols) {
+                    int64_t *rows, int *cols, int *below) {
   int64_t count = 0;
   for (int i = 0; i < n; i++) {
     mark[i] = i;
@@ -55,7 +56,7 @@ int64_t row_pattern(int n, const int *p, const int *c, const int *parent, int *m
     for (int q = p[i]; q < p[i + 1]; q++)
       for (int k = c[q]; k < i && mark[k] != i; k = parent[k]) {
         mark[k] = i;
-        if (cols) cols[count] = k;
+        if (cols) cols[count] = k; else below[k]++;
         count++;
       }
   }
