@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 
 from spon import fem
 from spon.calibration import calibrate_together, fit_linear_together
+from spon.compatibility import check_parts, check_samples, compared, mismatch
 from spon.decoders import Decoder
 from spon.encoders import Encoder
 from spon.fem.geometry import build_geometry
 from spon.normalisation import Normaliser
 from spon.processors import Field, Geometry, Processor
-from spon.signature import SpaceSignature
+from spon.processors.weights import are_fresh, create_weights
 
 __all__ = ["OperatorNetwork"]
 
@@ -66,7 +66,7 @@ class OperatorNetwork(nn.Module):
     ) -> None:
         super().__init__()
         encoders = list(encoder) if isinstance(encoder, Sequence) else [encoder]
-        _check_parts(encoders, processor, decoder)
+        check_parts(encoders, processor, decoder)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"A network is float32 or float64, not {dtype}.")
@@ -75,7 +75,7 @@ class OperatorNetwork(nn.Module):
         self.decoder = decoder
         inputs = [_field(e.space) for e in encoders]
         output = _field(decoder.latent)
-        _configure(processor, inputs, output)
+        create_weights(processor, inputs, output)
         self.geometry = build_geometry(
             processor.request(), [e.space for e in encoders], decoder.latent, decoder.latent_bcs
         )
@@ -116,8 +116,7 @@ class OperatorNetwork(nn.Module):
 
         Not after training or loading, also where another network did it that shares the processor.
         """
-        created: str = self.processor.created  # type: ignore[assignment]
-        return created == _fingerprint(self.processor)
+        return are_fresh(self.processor)
 
     def calibrate(self, inputs: Sequence[Tensor], output: Tensor | None) -> None:
         """Take the scales of inputs and output from data. `spon.fit` calls this once.
@@ -162,8 +161,8 @@ class OperatorNetwork(nn.Module):
         names = [f"input {i}" for i in range(len(inputs))]
         shapes = [encoder.input_shape for encoder in self._encoders]
         for name, x, shape in zip(names, inputs, shapes, strict=True):
-            _check_samples(name, x, shape)
-        _check_samples("the output", output, (int(self.decoder.space.dim()),))
+            check_samples(name, x, shape)
+        check_samples("the output", output, (int(self.decoder.space.dim()),))
         if any(len(x) != len(output) for x in inputs):
             raise ValueError(
                 f"Got {[len(x) for x in inputs]} samples of the inputs for {len(output)} outputs."
@@ -313,9 +312,9 @@ class OperatorNetwork(nn.Module):
         ValueError
             Naming both signatures.
         """
-        for what, found, wanted in self._compared(data):
+        for what, found, wanted in compared(self._encoders, self.decoder, data):
             if found != wanted:
-                raise ValueError(_mismatch(what, found, wanted))
+                raise ValueError(mismatch(what, found, wanted))
 
     def check_elements(self, data: Any) -> None:
         """Refuse a dataset with other elements than the network's, on whatever mesh.
@@ -329,30 +328,9 @@ class OperatorNetwork(nn.Module):
         ValueError
             Naming both signatures.
         """
-        for what, found, wanted in self._compared(data):
+        for what, found, wanted in compared(self._encoders, self.decoder, data):
             if not found.same_element(wanted):
-                raise ValueError(_mismatch(what, found, wanted))
-
-    def _compared(self, data: Any) -> list[tuple[str, SpaceSignature, SpaceSignature]]:
-        """What a dataset has in a space, with its signature there and that of the network."""
-        given = list(data.input_signatures.items())
-        if len(given) != len(self.encoders):
-            raise ValueError(
-                f"The network has {len(self.encoders)} inputs, the dataset {len(given)}: "
-                f"{[name for name, _ in given]}."
-            )
-        pairs = []
-        for (name, found), encoder in zip(given, self._encoders, strict=True):
-            wanted = encoder.data_signature
-            if wanted is not None and found is not None:
-                pairs.append((f"input {name!r}", found, wanted))
-        outputs = list(data.output_signatures.items())
-        if len(outputs) > 1:
-            raise ValueError(
-                f"A network has one output, the dataset has {len(outputs)}: use a mixed space."
-            )
-        pairs += [(f"output {name!r}", found, self.decoder.signature) for name, found in outputs]
-        return pairs
+                raise ValueError(mismatch(what, found, wanted))
 
     def on(self, mesh: Any, bcs: Any = None) -> OperatorNetwork:
         """The same network on another mesh. Weights and scales are shared, not copied.
@@ -426,35 +404,6 @@ class OperatorNetwork(nn.Module):
         save(self, path)
 
 
-def _configure(processor: Processor, inputs: Sequence[Field], output: Field) -> None:
-    """Create the weights, or check that those which are there fit."""
-    fields = (*inputs, output)
-    known: tuple[Field, ...] | None = getattr(processor, "fields", None)
-    if known is None:
-        processor.configure(inputs, output)
-        processor.fields = fields  # type: ignore[assignment]
-        processor.created = _fingerprint(processor)  # type: ignore[assignment]
-        return
-
-    def essence(these: Sequence[Field]) -> list[Any]:
-        movable = processor.mesh_independent
-        return [(f.channels, f.gdim) if movable else (f.dim, f.channels) for f in these]
-
-    if essence(known) != essence(fields):
-        raise ValueError(
-            f"This {type(processor).__name__} has weights for inputs and output {known}, the "
-            f"spaces here need {fields}: make a new processor for them."
-        )
-
-
-def _fingerprint(processor: Processor) -> str:
-    """Digest of the weights, the same in single and in double precision and on every device."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in processor.parameters():
-        digest.update(weight.detach().to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _field(space: Any) -> Field:
     mesh = fem.mesh_of(space)
     return Field(
@@ -465,40 +414,3 @@ def _field(space: Any) -> Field:
 def _blocks(space: Any) -> tuple[list[int], list[bool]]:
     parts = list(space.subspaces)
     return [int(p.dim()) for p in parts], [p.value_size == 1 for p in parts]
-
-
-def _check_parts(encoders: Sequence[Any], processor: Any, decoder: Any) -> None:
-    if not encoders:
-        raise ValueError("An OperatorNetwork needs at least one encoder.")
-    expected = [(e, Encoder) for e in encoders] + [(processor, Processor), (decoder, Decoder)]
-    for part, kind in expected:
-        if not isinstance(part, kind):
-            raise TypeError(
-                f"OperatorNetwork(encoder, processor, decoder) expected a {kind.__name__}, got "
-                f"{type(part).__name__}."
-            )
-
-
-def _check_samples(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if x.shape[1:] != shape or len(x) == 0:
-        wanted = ", ".join(map(str, ("n", *shape)))
-        raise ValueError(
-            f"Expected {name} of shape ({wanted}) with n >= 1, got {tuple(x.shape)}: one row for "
-            "each sample."
-        )
-    bad = (~x.isfinite()).flatten(1).any(dim=1).nonzero().ravel()
-    if len(bad):
-        raise ValueError(
-            f"There is NaN or infinity in {name}, in {len(bad)} of {len(x)} samples, the first is "
-            f"number {int(bad[0])}: leave these samples out."
-        )
-
-
-def _mismatch(what: str, found: Any, wanted: Any) -> str:
-    text = (
-        f"The dataset's {what} is {found.describe()}, the network was built for "
-        f"{wanted.describe()}."
-    )
-    if found.same_element(wanted):
-        text += " The elements agree: move the network with net.on(dataset.mesh())."
-    return text
