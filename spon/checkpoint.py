@@ -22,6 +22,7 @@ from spon.fem.promises_file import promises_from_json, promises_to_json
 from spon.history import replaced
 from spon.network import OperatorNetwork
 from spon.processors import create
+from spon.processors.weights import mark_fresh
 from spon.signature import SpaceSignature
 
 __all__ = ["load", "save"]
@@ -56,6 +57,7 @@ def save(net: OperatorNetwork, path: str | os.PathLike[str]) -> None:
         "format": 1 if promises is None else 3 if _has_margin(net.decoder) else 2,
         "dtype": str(net.dtype).removeprefix("torch."),
         "processor": {"name": net.processor.name, "config": net.processor.config()},
+        "fresh": net.fresh,
         "encoders": [_encoder_to_json(e) for e in net._encoders],
         "decoder": {
             "signature": net.decoder.signature.to_json(),
@@ -152,6 +154,8 @@ def load(
     if not _has_margin(decoder):  # other bounds than in the file may have been given
         weights = {k: v for k, v in weights.items() if not k.startswith("decoder.")}
     net.load_state_dict(weights)
+    if header.get("fresh", False):
+        mark_fresh(processor)
     return net
 
 

@@ -232,6 +232,20 @@ def test_weights_that_are_not_fresh_stay(name):
     assert not again.processor.read[-1].weight.any()
 
 
+def test_a_file_tells_whether_the_weights_are_fresh(tmp_path):
+    space, bc, x, y = poisson(20)
+    torch.manual_seed(0)
+    net = made_of(space, bc, MAKE["resolvent"][0]())
+    net.save(tmp_path / "fresh.spon")
+    loaded = spon.load(tmp_path / "fresh.spon", space.mesh())
+    assert loaded.fresh and loaded.double().fresh
+    loaded.calibrate([x], y)
+    loaded.fit_linear([x], y)
+    assert not loaded.fresh
+    loaded.save(tmp_path / "fitted.spon")
+    assert not spon.load(tmp_path / "fitted.spon", space.mesh()).fresh
+
+
 @pytest.mark.parametrize("name", list(MAKE))
 def test_frozen_weights_stay(name):
     space, bc, x, y = poisson(20)

@@ -275,6 +275,21 @@ def test_data_in_single_precision_may_lie_at_a_bound(bounds, degree):
             assert upper is None or values.max() <= upper
 
 
+def test_a_mean_in_single_precision_may_lie_at_a_bound():
+    # Among them some that single precision rounds up, and some that it rounds down.
+    V = FunctionSpace(UnitSquareMesh(3, 3), "CG", 2)
+    for bound in (0.1, 0.3, 0.7, 0.9):
+        decoder = Decoder(V, bounds=(bound, bound + 1.0), mean=bound + 0.5)
+        upper = torch.tensor([bound + 1.0], dtype=torch.float32)
+        for mean in (torch.tensor([bound], dtype=torch.float32), upper):
+            u = decoder(torch.randn(1, V.dim()), mean=mean).double()
+            torch.testing.assert_close(u, mean.double().expand_as(u), rtol=1e-6, atol=0)
+        with pytest.raises(ValueError, match="contradicts the bounds"):
+            decoder(torch.randn(1, V.dim()), mean=upper + 1e-5)
+        with pytest.raises(ValueError, match="contradicts the bounds"):
+            decoder(torch.randn(1, V.dim()).double(), mean=upper.double() + 1e-7)
+
+
 def test_a_training_set_in_single_precision_may_lie_at_a_bound():
     V = FunctionSpace(mesh_of_cells("triangle"), "CG", 1)
     u = torch.full((4, V.dim()), 293.15, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 
 from spon.processors.base import Field, Processor
 
-__all__ = ["are_fresh", "create_weights"]
+__all__ = ["are_fresh", "create_weights", "mark_fresh"]
 
 
 def create_weights(processor: Processor, inputs: Sequence[Field], output: Field) -> None:
@@ -32,7 +32,7 @@ def create_weights(processor: Processor, inputs: Sequence[Field], output: Field)
     if known is None:
         processor.configure(inputs, output)
         processor.fields = fields  # type: ignore[assignment]
-        processor.created = _digest(processor)  # type: ignore[assignment]
+        mark_fresh(processor)
         return
 
     def essence(these: Sequence[Field]) -> list[Any]:
@@ -50,6 +50,11 @@ def are_fresh(processor: Processor) -> bool:
     """Whether a processor has the weights that it was created with, in whatever precision."""
     created: str = processor.created  # type: ignore[assignment]
     return created == _digest(processor)
+
+
+def mark_fresh(processor: Processor) -> None:
+    """Take the weights that a processor has now for those that it was created with."""
+    processor.created = _digest(processor)  # type: ignore[assignment]
 
 
 def _digest(processor: Processor) -> str:

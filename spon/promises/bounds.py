@@ -137,6 +137,7 @@ class Bounds(InDouble):
         boundary: Tensor,
         mean: Tensor | None = None,
         given_in: torch.dtype = torch.float64,
+        single: bool = False,
     ) -> Tensor:
         """Bound a batch of functions.
 
@@ -148,6 +149,8 @@ class Bounds(InDouble):
         mean : Tensor, shape (batch, components) or (components,), optional
         given_in : torch.dtype, optional
             The precision that `boundary` came in. Its rounding may leave the bounds.
+        single : bool, optional
+            Whether `mean` came in single precision: its rounding may leave the bounds, too.
 
         Returns
         -------
@@ -168,11 +171,11 @@ class Bounds(InDouble):
         b = torch.where(fixed, self.clip(raw), bent)
         mean = self.mean if mean is None else mean
         if mean is not None:
-            b = self._with_mean(b, fixed, mean)
+            b = self._with_mean(b, fixed, mean, single)
         return self.from_bernstein(b).transpose(0, 1).reshape(len(x), -1)
 
     def clip(self, values: Tensor) -> Tensor:
-        """Prescribed values without the rounding that leaves the bounds."""
+        """Prescribed values or means without the rounding that leaves the bounds."""
         return values.clamp(self.lower, self.upper)
 
     def mean_squares(self, x: Tensor) -> Tensor:
@@ -211,14 +214,16 @@ class Bounds(InDouble):
                 "the bounds."
             )
 
-    def _with_mean(self, b: Tensor, fixed: Tensor, mean: Tensor) -> Tensor:
+    def _with_mean(self, b: Tensor, fixed: Tensor, mean: Tensor, single: bool) -> Tensor:
         w = self.weights[:, None, None]
         full = self.fixed.all(0)
         held, share = (w * fixed * b).sum(0), (w * ~fixed).sum(0).masked_fill(full, 1.0)
         self._check_prescribed(held, mean, full)
         # What the free coefficients must have on average; where there is none, what is said of all.
         mu = torch.where(full, mean, (mean - held) / share)
-        self._check_mean(mu, mean)
+        rounding = torch.finfo(torch.float32).eps * mean.abs() / share if single else 0.0
+        self._check_mean(mu, mean, 1e-9 * self.margin.default + rounding)
+        mu = torch.where(full, mu, self.clip(mu))
 
         def average(b: Tensor) -> Tensor:
             return torch.where(full, mu, (w * ~fixed * b).sum(0) / share)
@@ -250,8 +255,7 @@ class Bounds(InDouble):
         up = self.lower + (b - self.lower) * _ratio(mu - self.lower, now - self.lower)
         return torch.where(now > mu, up, down)
 
-    def _check_mean(self, mu: Tensor, mean: Tensor) -> None:
-        slack = 1e-9 * self.margin.default
+    def _check_mean(self, mu: Tensor, mean: Tensor, slack: Tensor | float) -> None:
         with torch.no_grad():
             low = self.lower is not None and bool((mu < self.lower - slack).any())
             high = self.upper is not None and bool((mu > self.upper + slack).any())

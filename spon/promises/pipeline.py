@@ -98,7 +98,7 @@ class Pipeline(InDouble):
         values = boundary.to(u)
         if self.bounds is not None:
             mean = self.bounds.mean if mean is None else mean
-            u = self.bounds(u, values, self._symmetric_mean(mean), boundary.dtype)
+            u = self.bounds(u, values, self._symmetric_mean(mean), boundary.dtype, single)
             values = self.bounds.clip(values)
         u = torch.where(self.constrained, values, u)
         if self.integrals is not None:
