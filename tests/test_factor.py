@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from firedrake.petsc import PETSc
 
 import spon
 from spon.fem import SingularMatrixError, factor, iterative_factor
@@ -149,12 +150,136 @@ def test_where_iterations_stop_short_mumps_takes_over(iterations, monkeypatch):
     torch.testing.assert_close(factors.solve(b), expected(lu, values, b), rtol=1e-11, atol=1e-12)
 
 
-def test_iterations_refuse_a_singular_matrix(iterations):
-    mesh = fd.UnitSquareMesh(6, 6)
-    lu, values = stiffness(mesh, 2, shift=0.0)
-    whole = SparseLU(lu.pointers, lu.columns)  # no condition: constants are in the kernel
-    with pytest.raises(SingularMatrixError):
-        whole.factor_each(values, definite=True).solve(loads(whole, 2))
+def test_a_load_that_is_not_finite_leaves_the_others_alone(iterations):
+    lu, values = stiffness(fd.UnitSquareMesh(9, 7), 3)
+    b = loads(lu, 3)
+    right = expected(lu, values, b)
+    b[1, lu.free[3]] = np.nan
+    found = lu.factor_each(values, definite=True).solve(b)
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], right[[0, 2]], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-250, 1e250])
+def test_iterations_do_not_see_the_size_of_a_load(size, iterations):
+    lu, values = stiffness(fd.UnitSquareMesh(9, 7), 1)
+    b = loads(lu, 1)
+    found = lu.factor_each(values, definite=True).solve(size * b)
+    right = size * expected(lu, values, b)
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-11 * size)
+
+
+def test_iterations_name_the_matrices_that_they_refuse(iterations):
+    lu, values = stiffness(fd.UnitSquareMesh(6, 6), 11, shift=0.0)
+    whole = SparseLU(lu.pointers, lu.columns)
+    diagonal = torch.from_numpy(lu.columns == np.repeat(range(lu.size), np.diff(lu.pointers)))
+    regular = values + 0.1 * diagonal
+    for i in (2, 9):
+        regular[i] = values[i]  # constants are in the kernel
+    for b in (loads(whole, 11), loads(whole, 11) - loads(whole, 11).mean(1, keepdim=True)):
+        with pytest.raises(SingularMatrixError) as error:
+            whole.factor_each(regular, definite=True).solve(b)
+        assert error.value.samples == [2, 9]
+        with pytest.raises(SingularMatrixError) as error:
+            whole.solve_each(regular, b, definite=True)
+        assert error.value.samples == [2]
+
+
+def test_iterations_refuse_what_is_singular_to_working_precision(iterations):
+    lu, values = stiffness(fd.UnitSquareMesh(6, 6), 1, shift=1e-14)
+    whole = SparseLU(lu.pointers, lu.columns)
+    for seed in range(6):
+        b = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, whole.size)))
+        with pytest.raises(SingularMatrixError):
+            whole.factor_each(values, definite=True).solve(b)
+
+
+def test_extreme_tensors_are_iterated(caplog):
+    # Contrasts of ten million from block to block and stretched by twenty: the bounds of Elliptic.
+    space = fd.FunctionSpace(fd.UnitCubeMesh(21, 21, 21), "CG", 1)
+    x = fd.SpatialCoordinate(space.mesh())
+    waves = fd.sin(4 * fd.pi * x[0] + 0.1) * fd.sin(4 * fd.pi * x[1] + 0.1)
+    block = fd.conditional(fd.lt(waves * fd.sin(4 * fd.pi * x[2] + 0.1), 0), -8.0, 8.0)
+    low = fd.as_matrix([[4.5, 0, 0], [6.7, 0.22, 0], [0.33, -0.33, 0.22]])
+    u, v = fd.TrialFunction(space), fd.TestFunction(space)
+    form = fd.exp(block) * fd.dot(low.T * fd.grad(u), low.T * fd.grad(v)) * fd.dx(degree=0)
+    pointers, columns, values = fd.assemble(form).M.handle.getValuesCSR()
+    free = np.setdiff1d(np.arange(space.dim()), fd.DirichletBC(space, 0, 1).nodes)
+    lu, values = SparseLU(pointers, columns, free), torch.from_numpy(values)[None]
+    b = torch.from_numpy(fd.assemble(v * fd.dx).dat.data_ro.copy())[None]
+    with caplog.at_level("INFO", "spon"):
+        found = lu.factor_each(values, definite=True).solve(b)
+    assert not caplog.records
+    exact = lu.factor_each(values).solve(b)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-8 * float(exact.abs().max()))
+
+
+def test_what_takes_over_is_logged(iterations, monkeypatch, caplog):
+    monkeypatch.setattr(iterative_factor, "_MAX_ITERATIONS", 1)
+    lu, values = stiffness(fd.UnitSquareMesh(9, 7), 1)
+    with caplog.at_level("INFO", "spon"):
+        lu.factor_each(values, definite=True).solve(loads(lu, 1))
+    assert "MUMPS" in caplog.text and f"{lu.unknowns} unknowns" in caplog.text
+
+
+def test_options_for_other_solvers_are_not_meant_for_the_iterations(iterations, monkeypatch):
+    lu, values = stiffness(fd.UnitCubeMesh(8, 8, 8), 1)
+    b, options = loads(lu, 1), PETSc.Options()
+    before = lu.factor_each(values, definite=True).solve(b)
+    given = {"mg_levels_ksp_type": "richardson", "mg_coarse_ksp_type": "gmres", "ksp_max_it": 1}
+    for key, value in given.items():
+        options[key] = value
+    try:
+        assert torch.equal(lu.factor_each(values, definite=True).solve(b), before)
+    finally:
+        for key in given:
+            options.delValue(key)
+    assert not PETSc.Options("spon_multigrid_").getAll()
+
+
+def test_no_matrix_at_all():
+    lu, values = stiffness(fd.UnitSquareMesh(4, 4), 2)
+    for some in (lu.factor_each(values[:0]), lu.factor_each(values[:0], definite=True)):
+        assert some.solve(loads(lu, 2)[:0]).shape == (0, lu.size)
+    assert lu.solve_each(values[:0], loads(lu, 2)[:0]).shape == (0, lu.size)
+
+
+def test_memory_of_more_matrices_serves_fewer():
+    lu, values = stiffness(fd.UnitSquareMesh(5, 5), 12)
+    b = loads(lu, 3)
+    found = lu.factor_each(values[:3], reuse=lu.factor_each(values)).solve(b)
+    torch.testing.assert_close(found, expected(lu, values[:3], b), rtol=1e-11, atol=1e-12)
+
+
+def test_a_penalty_hides_no_asymmetry():
+    space = fd.FunctionSpace(fd.UnitSquareMesh(8, 8), "CG", 1)
+    u, v = fd.TrialFunction(space), fd.TestFunction(space)
+    form = (fd.inner(fd.grad(u), fd.grad(v)) + fd.Constant(2e-4) * u.dx(0) * v) * fd.dx
+    form += fd.Constant(1e12) * u * v * fd.ds(1)
+    pointers, columns, values = fd.assemble(form).M.handle.getValuesCSR()
+    lu, values = SparseLU(pointers, columns), torch.from_numpy(values)[None]
+    b = loads(lu, 1)
+    torch.testing.assert_close(
+        lu.factor_each(values).solve(b), expected(lu, values, b), rtol=1e-10, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_forms_that_are_symmetric_are_found_so(degree):
+    space = fd.VectorFunctionSpace(fd.UnitSquareMesh(5, 4), "CG", degree)
+    u, v = fd.TrialFunction(space), fd.TestFunction(space)
+    a = fd.Function(fd.FunctionSpace(space.mesh(), "DG", 0))
+    a.dat.data[:] = np.exp(np.random.default_rng(0).standard_normal(len(a.dat.data)))
+    form = a * fd.inner(fd.sym(fd.grad(u)), fd.sym(fd.grad(v))) * fd.dx
+    form += a * fd.div(u) * fd.div(v) * fd.dx
+    free = np.setdiff1d(
+        np.arange(space.dim()).reshape(-1, 2), 2 * fd.DirichletBC(space, 0, 1).nodes
+    )
+    matrix = fd.assemble(form, mat_type="aij").M.handle
+    pointers, columns, values = matrix.getValuesCSR()
+    lu = SparseLU(pointers, columns, free)
+    (part,) = lu.factor_each(torch.from_numpy(values)[None], check=False).lanes
+    assert part._symmetric
 
 
 def test_gradients_of_iterations(iterations):

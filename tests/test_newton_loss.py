@@ -254,7 +254,9 @@ def test_a_bent_beam_is_learned_from_its_energy():
         spon.Decoder(U, clamped),
     )
     loss = losses.NewtonLoss(form, clamped)
-    spon.fit(net, data, loss, epochs=200, lr=3e-3, validation=None, clip=1.0, progress=False)
+    # After 200 epochs rounding decided whether one sample was still so far off (2.7 %) that two
+    # steps from it lead past the solution.
+    spon.fit(net, data, loss, epochs=300, lr=3e-3, validation=None, clip=1.0, progress=False)
     net.double()
     unseen = loads(8, 1, margin=0.002)
     with torch.no_grad():

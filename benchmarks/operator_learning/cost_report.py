@@ -38,10 +38,14 @@ def blocks(where: Where) -> dict[str, Callable[[], str]]:
 
 def draw() -> None:
     """The pictures of what was measured."""
-    for name, picture in ((_ACCURACY, _accuracy_picture), (_GROWTH, _growth_picture)):
+    for name, picture in _pictures().items():
         record = _load(name)
         if record is not None:
             picture(record, IMAGES / f"{name}.png")
+
+
+def _pictures() -> dict[str, Callable[[dict[str, Any], Path], None]]:
+    return {_ACCURACY: _accuracy_picture, _GROWTH: _growth_picture}
 
 
 def _load(name: str) -> dict[str, Any] | None:
@@ -53,9 +57,9 @@ def _block(name: str, text: Callable[[dict[str, Any]], str], where: Where) -> st
     record = _load(name)
     if record is None:
         return f"Not measured yet: `{_COMMANDS[name]}`."
-    picture = f"![{name.split('-')[-1].replace('_', ' ')}](images/{name}.png)\n\n"
-    if not (IMAGES / f"{name}.png").exists():
-        picture = ""
+    picture = ""
+    if name in _pictures():
+        picture = f"![{name.split('-')[-1].replace('_', ' ')}](images/{name}.png)\n\n"
     return f"{picture}{text(record)}\n\nMeasured on {where(record)}."
 
 

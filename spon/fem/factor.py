@@ -29,10 +29,10 @@ from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, Sta
 __all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU", "solve_definite"]
 
 # Beyond these numbers of operations dense blocks decide, which MUMPS has and the loops here have
-# not: for one matrix, whose solves are many and still quicker here, and for each of a batch.
+# not: for one matrix, whose solves are many and still quicker here, or symmetric ones, and for each
+# of a batch of others.
 _ONE_OPERATIONS = 2e10
 _EACH_OPERATIONS = 5e8
-_SYMMETRIC_OPERATIONS = 1e10
 # Operations for each unknown from which iterations are quicker: about 8,000 unknowns in three
 # dimensions.
 _ITERATE_FROM = 1e5
@@ -118,7 +118,7 @@ class SparseLU:
         p, c = int32(pattern[order][:, order].tocsr())
         parent, mark = np.empty(n, np.int32), np.empty(n, np.int32)
         call("elimination_tree", n, p, c, parent, mark)
-        self._tree = (p, c, parent, mark)
+        self._tree = (p, c, parent)
         below = np.zeros(n, np.int32)
         count = self._rows_of_lower(np.empty(n + 1, np.int64), None, below)
         self.fill = 2 * count + n
@@ -127,8 +127,8 @@ class SparseLU:
             self.operations = np.inf
 
     def _rows_of_lower(self, starts: Any, columns: Any, below: Any = None) -> int:
-        self._tree[-1][:] = -1
-        return int(call("row_pattern", self.unknowns, *self._tree, starts, columns, below))
+        n, mark = self.unknowns, np.full(self.unknowns, -1, np.int32)
+        return int(call("row_pattern", n, *self._tree, mark, starts, columns, below))
 
     # Where others factorise there are many entries, of which nobody asks.
     @cached_property
@@ -218,14 +218,11 @@ class SparseLU:
         """
         values = values.contiguous()
         if definite and self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS):
-            return Factors(
-                len(values), [], {i: MultigridFactor(self, row) for i, row in enumerate(values)}
-            )
+            return self._single(values, MultigridFactor)
         symmetric = definite or self._all_symmetric(values)
-        limit = _SYMMETRIC_OPERATIONS if symmetric else _EACH_OPERATIONS
-        whole = self.pivoting or self.operations > limit
+        whole = self.pivoting or (not symmetric and self.operations > _EACH_OPERATIONS)
         if whole:
-            state = self._pivoted(values)
+            state = self._single(values, PivotingFactor)
         else:
             old = [] if reuse is None else reuse.lanes
             state = Factors(len(values), in_lanes(self, values, symmetric, old))
@@ -233,7 +230,8 @@ class SparseLU:
             return state
         stable, regular = self._judge(values, state)
         if not whole and not (stable & regular).all():
-            state = self._pivoted(values, state, np.flatnonzero(~(stable & regular)).tolist())
+            samples = np.flatnonzero(~(stable & regular)).tolist()
+            state = self._single(values, PivotingFactor, state, samples)
             stable, regular = self._judge(values, state)
             # Once pivots were needed, they will be needed again.
             self.pivoting = bool(regular.all())
@@ -263,12 +261,14 @@ class SparseLU:
         x, factors = torch.empty_like(b, memory_format=torch.contiguous_format), None
         for start in range(0, len(values), LANES):
             part = slice(start, start + LANES)
+            # What cannot be used again goes before the next is made.
+            factors = factors if factors is not None and factors.lanes else None
             try:
                 factors = self.factor_each(values[part], reuse=factors, definite=definite)
+                x[part] = factors.solve(b[part])
             except SingularMatrixError as error:
                 samples = [start + i for i in error.samples]
                 raise SingularMatrixError(self.unknowns, samples, len(values)) from error
-            x[part] = factors.solve(b[part])
         return x
 
     def multiply(self, values: Tensor, x: Tensor, transposed: bool = False) -> Tensor:
@@ -298,11 +298,24 @@ class SparseLU:
         return bool(abs(block - block.T).max() <= tolerance * abs(block).max())
 
     def _all_symmetric(self, values: Tensor) -> bool:
-        """Whether all matrices of a batch are, seen on a random vector."""
-        x = self._probe.expand(len(values), -1)
-        difference = self.multiply(values, x) - self.multiply(values, x, transposed=True)
-        largest = difference[:, self.free].abs().amax(1)
-        return bool((largest <= _SYMMETRY * values.abs().amax(1)).all())
+        """Whether all matrices of a batch are, up to round-off of their assembly."""
+        return bool(
+            call(
+                "symmetric", self.size, len(values), ctypes.c_int64(values.stride(0)),
+                ctypes.c_double(_SYMMETRY), self.pointers, self.columns, self._mirror,
+                self._is_free, values,
+            )
+        )  # fmt: skip
+
+    @cached_property
+    def _mirror(self) -> np.ndarray:
+        """Place of the transposed entry of each entry of the pattern, -1 where there is none."""
+        rows = np.repeat(np.arange(self.size, dtype=np.int64), np.diff(self.pointers))
+        key, mirrored = rows * self.size + self.columns, self.columns * np.int64(self.size) + rows
+        order = np.argsort(key)
+        at = np.searchsorted(key[order], mirrored).clip(max=len(key) - 1)
+        found = order[at]
+        return np.where(key[found] == mirrored, found, -1).astype(np.int32)
 
     def block(self, values: Tensor) -> sp.csr_matrix:
         """The matrix of the unknowns."""
@@ -310,15 +323,19 @@ class SparseLU:
         whole = sp.csr_matrix((values.numpy(), self.columns, self.pointers), shape=shape)
         return whole[self.free][:, self.free].tocsr()
 
-    def _pivoted(
-        self, values: Tensor, found: Factors | None = None, samples: Sequence[int] | None = None
+    def _single(
+        self,
+        values: Tensor,
+        kind: type[PivotingFactor] | type[MultigridFactor],
+        found: Factors | None = None,
+        samples: Sequence[int] | None = None,
     ) -> Factors:
-        """Factorise with pivots: all matrices, or some of those that were factorised without."""
+        """Factorise each matrix by itself, or some of those that lanes hold already."""
         singular: list[int] = []
         single: dict[int, Factor] = {}
         for i in range(len(values)) if samples is None else samples:
             try:
-                single[i] = PivotingFactor(self, values[i])
+                single[i] = kind(self, values[i])
             except SingularMatrixError:
                 singular.append(i)
         if singular:
@@ -349,15 +366,29 @@ class Factors:
         self.count, self.lanes, self._single = count, lanes, single or {}
 
     def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
-        """Solve each system for its row of `b`, of shape (batch, size); see `Factor.solve`."""
+        """Solve each system for its row of `b`, of shape (batch, size); see `Factor.solve`.
+
+        Raises
+        ------
+        SingularMatrixError
+            If iterations meet a matrix that has no inverse; names the samples.
+        """
         b = b.contiguous()
         x, start = torch.zeros_like(b), 0
         for part in self.lanes:
             stop = start + part.count
             part.solve(b[start:stop], x[start:stop], transposed)
             start = stop
+        singular = []
         for i, factor in self._single.items():
-            x[i] = factor.solve(b[i : i + 1], transposed)[0]
+            try:
+                x[i] = factor.solve(b[i : i + 1], transposed)[0]
+            except SingularMatrixError as error:
+                singular.append((i, error))
+        if singular:
+            first = singular[0][1]
+            samples = [i for i, _ in singular]
+            raise SingularMatrixError(first.size, samples, self.count) from first
         return x
 
 

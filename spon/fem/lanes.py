@@ -81,6 +81,6 @@ def in_lanes(
     lu: SparseLU, values: Tensor, symmetric: bool, reuse: Sequence[Lanes] = ()
 ) -> list[Lanes]:
     """Factorise the matrices of a batch, of shape (batch, nnz)."""
-    parts = values.split(LANES)
-    before = list(reuse) + [None] * (len(parts) - len(reuse))
+    parts = values.split(LANES) if len(values) else ()
+    before = [*reuse[: len(parts)], *[None] * (len(parts) - len(reuse))]
     return [Lanes(lu, part, symmetric, old) for part, old in zip(parts, before, strict=True)]

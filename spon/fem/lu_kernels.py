@@ -334,6 +334,27 @@ EACH(4)
 SYMMETRIC(8)
 SYMMETRIC(4)
 
+/* Whether matrices of one pattern are symmetric on the free dofs: each entry and the one at
+   mirror[q] (-1 if there is none) differ by little against the largest in the row of either. */
+int symmetric(int n, int count, int64_t stride, double tolerance, const int *p, const int *c,
+              const int *mirror, const char *is_free, const double *a) {
+  for (int t = 0; t < count; t++, a += stride)
+    for (int i = 0; i < n; i++) {
+      if (!is_free[i]) continue;
+      double largest = 0, difference = 0;
+      for (int q = p[i]; q < p[i + 1]; q++) {
+        if (!is_free[c[q]]) continue;
+        const double x = a[q], other = mirror[q] < 0 ? 0 : a[mirror[q]];
+        const double size = x < 0 ? -x : x, apart = x < other ? other - x : x - other;
+        if (size > largest) largest = size;
+        if (!(apart <= difference)) difference = apart;
+      }
+      /* Asked in this direction, NaN is not symmetric. */
+      if (!(difference <= tolerance * largest)) return 0;
+    }
+  return 1;
+}
+
 /* Entries of an assembled matrix as sums of entries of element matrices. */
 void sum_parts(int n, const int *shares, const int *parts, const double *elements, double *out) {
   for (int i = 0; i < n; i++) {

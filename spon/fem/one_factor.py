@@ -136,14 +136,16 @@ class PivotingFactor(Factor):
 
     def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
         """Solve for each row; see `Factor.solve`."""
-        free, x = self._lu.free, torch.zeros_like(b, memory_format=torch.contiguous_format)
-        rows, solution = b.numpy(), x.numpy()
-        run = self._factor.solveTranspose if transposed else self._factor.solve
-        for i in range(len(rows)):
-            self._b.array_w[:] = rows[i, free]
-            run(self._b, self._x)
-            solution[i, free] = self._x.array_r
+        x = torch.zeros_like(b, memory_format=torch.contiguous_format)
+        for row, out in zip(b, x, strict=True):
+            out[self._lu.free] = self.solve_unknowns(row[self._lu.free], transposed)
         return x
+
+    def solve_unknowns(self, b: Tensor, transposed: bool = False) -> Tensor:
+        """Solve for the unknowns alone, of shape (unknowns,)."""
+        self._b.array_w[:] = b.numpy()
+        (self._factor.solveTranspose if transposed else self._factor.solve)(self._b, self._x)
+        return torch.from_numpy(self._x.array_r.copy())
 
 
 def int32(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
