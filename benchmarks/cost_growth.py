@@ -13,7 +13,8 @@ large array on the same core.
 The C library is told to keep memory that is freed (`KEPT`); products, and networks of one size, are
 measured without that, too.
 
-    python benchmarks/cost_growth.py [--quick] [--only bandwidth]    the others keep their numbers
+    python benchmarks/cost_growth.py [--quick]
+    python benchmarks/cost_growth.py --only elliptic    or bandwidth; the others keep their numbers
 """
 
 from __future__ import annotations
@@ -212,17 +213,22 @@ def main():
         print(json.dumps(measured))
         return
     args = arguments(__doc__.splitlines()[0], "--only")
-    if args.only not in (None, "bandwidth"):
-        sys.exit(f"--only {args.only}: expected bandwidth, or nothing for all.")
     torch.set_num_threads(1)
     known = set(spon.processors.available())
     names = ("spectral", "multigrid") if args.quick else [n for n in PROCESSORS if n in known]
     sizes = REFINEMENTS[:2] if args.quick else REFINEMENTS
     results = {"networks": [], "slopes": [], "solids": [], "returned": [], "bandwidth": []}
     if args.only:
+        parts = [*names, "bandwidth"]
+        if args.only not in parts:
+            sys.exit(f"--only {args.only}: expected one of {', '.join(parts)}.")
         last = RESULTS / f"cost_growth{'-quick' if args.quick else ''}.json"
-        results = {**json.loads(last.read_text())["results"], "bandwidth": []}
-        names = ()
+        results = json.loads(last.read_text())["results"]
+        names = [name for name in names if name == args.only]
+        for key in ("networks", "slopes", "solids", "returned"):
+            results[key] = [r for r in results[key] if r["network"] != args.only]
+        if args.only == "bandwidth":
+            results["bandwidth"] = []
     # Finished measurements of a run that was cut off; the next one takes all anew.
     finished = RESULTS / "cache" / f"cost_growth{'-quick' if args.quick else ''}.jsonl"
     for name in names:
@@ -243,13 +249,13 @@ def main():
             slopes = {"network": name, **{k: slope(rows, k) for k in keys}}
             print(shape, slopes, flush=True)
             if shape:
-                results["solids"].append({"rows": rows, "slopes": slopes})
+                results["solids"].append({"network": name, "rows": rows, "slopes": slopes})
             else:
                 results["networks"] += rows
                 results["slopes"].append(slopes)
         results["returned"].append(child(name, sizes[-2], finished=finished, tunables=""))
         print(f"without kept memory: {results['returned'][-1]}", flush=True)
-    for refinements in sizes:
+    for refinements in sizes if args.only in (None, "bandwidth") else ():
         for tunables in (KEPT, ""):
             rows = child("bandwidth", refinements, finished=finished, tunables=tunables)
             results["bandwidth"] += [{"kept": bool(tunables), **row} for row in rows]
