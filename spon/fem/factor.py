@@ -38,7 +38,6 @@ _EACH_OPERATIONS = 5e8
 _ITERATE_FROM = 1e5
 _BACKWARD_ERROR = 1e-11
 _FORWARD_ERROR = 1e-3
-_SYMMETRY = 1e-14
 _WASTE = 1.5  # products that rows of a block may have, for one that they need
 
 
@@ -219,7 +218,7 @@ class SparseLU:
         values = values.contiguous()
         if definite and self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS):
             return self._single(values, MultigridFactor)
-        symmetric = definite or self._all_symmetric(values)
+        symmetric = definite or self.is_symmetric(values)
         whole = self.pivoting or (not symmetric and self.operations > _EACH_OPERATIONS)
         if whole:
             state = self._single(values, PivotingFactor)
@@ -293,17 +292,16 @@ class SparseLU:
         return (residual <= _BACKWARD_ERROR * scale).numpy(), (error <= _FORWARD_ERROR).numpy()
 
     def is_symmetric(self, values: Tensor, tolerance: float = 1e-14) -> bool:
-        """Whether the matrix of the unknowns is symmetric up to round-off."""
-        block = self.block(values)
-        return bool(abs(block - block.T).max() <= tolerance * abs(block).max())
+        """Whether matrices, of shape (..., nnz), are symmetric on the unknowns.
 
-    def _all_symmetric(self, values: Tensor) -> bool:
-        """Whether all matrices of a batch are, up to round-off of their assembly."""
+        Up to round-off of their assembly, against the largest entry of each row.
+        """
+        rows = values.reshape(-1, len(self.columns)).contiguous()
         return bool(
             call(
-                "symmetric", self.size, len(values), ctypes.c_int64(values.stride(0)),
-                ctypes.c_double(_SYMMETRY), self.pointers, self.columns, self._mirror,
-                self._is_free, values,
+                "symmetric", self.size, len(rows), ctypes.c_int64(rows.stride(0)),
+                ctypes.c_double(tolerance), self.pointers, self.columns, self._mirror,
+                self._is_free, rows,
             )
         )  # fmt: skip
 
