@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from firedrake.petsc import PETSc
 from torch import Tensor
 
 from spon.fem.iterative_factor import MultigridFactor
 from spon.fem.lanes import Lanes, in_lanes
 from spon.fem.lu_kernels import LANES, call
-from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, StaticFactor, int32
+from spon.fem.one_factor import (
+    Factor,
+    PivotingFactor,
+    SingularMatrixError,
+    StaticFactor,
+    int32,
+    petsc_matrix,
+)
 
 __all__ = ["Factor", "Factors", "SingularMatrixError", "SparseLU", "solve_definite"]
 
@@ -96,13 +102,11 @@ class SparseLU:
         shape = (self.size, self.size)
         whole = sp.csr_matrix((numbers, self.columns, self.pointers), shape=shape)
         block = whole[self.free][:, self.free].tocsr()
+        # Rows, columns, and the entries of the pattern that are between unknowns.
+        self._between = (*int32(block), block.data.astype(np.int64) - 1)
         pattern = block + block.T
         pattern.sort_indices()
-        graph = PETSc.Mat().createAIJ(
-            pattern.shape,
-            csr=(pattern.indptr.astype(np.int32), pattern.indices.astype(np.int32), pattern.data),
-            comm=PETSc.COMM_SELF,
-        )
+        graph = petsc_matrix(pattern)
         order = graph.getOrdering("nd")[0].getIndices()
         graph.destroy()
         # In the order of the dofs, and each one's place in the order of the elimination.
@@ -317,9 +321,9 @@ class SparseLU:
 
     def block(self, values: Tensor) -> sp.csr_matrix:
         """The matrix of the unknowns."""
-        shape = (self.size, self.size)
-        whole = sp.csr_matrix((values.numpy(), self.columns, self.pointers), shape=shape)
-        return whole[self.free][:, self.free].tocsr()
+        pointers, columns, entries = self._between
+        shape = (self.unknowns, self.unknowns)
+        return sp.csr_matrix((values.numpy()[entries], columns, pointers), shape=shape)
 
     def _single(
         self,

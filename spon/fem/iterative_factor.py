@@ -12,7 +12,7 @@ import torch
 from firedrake.petsc import PETSc
 from torch import Tensor
 
-from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, int32
+from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError, petsc_matrix
 
 if TYPE_CHECKING:
     from spon.fem.factor import SparseLU
@@ -75,9 +75,7 @@ class MultigridFactor(Factor):
         ones = np.ones(lu.unknowns)
         if (abs(block @ ones) <= _CONSTANTS * (abs(block) @ ones)).all():
             raise SingularMatrixError(lu.unknowns)
-        self._matrix = PETSc.Mat().createAIJ(
-            block.shape, csr=(*int32(block), block.data), comm=PETSc.COMM_SELF
-        )
+        self._matrix = petsc_matrix(block)
         self._matrix.setOption(PETSc.Mat.Option.SPD, True)
         self._b, self._x = self._matrix.createVecs()
         self._smoothers = list(_SMOOTHERS)

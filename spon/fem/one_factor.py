@@ -16,7 +16,14 @@ from spon.fem.lu_kernels import LANES, call
 if TYPE_CHECKING:
     from spon.fem.factor import SparseLU
 
-__all__ = ["Factor", "PivotingFactor", "SingularMatrixError", "StaticFactor", "int32"]
+__all__ = [
+    "Factor",
+    "PivotingFactor",
+    "SingularMatrixError",
+    "StaticFactor",
+    "int32",
+    "petsc_matrix",
+]
 
 
 class SingularMatrixError(ArithmeticError):
@@ -115,10 +122,7 @@ class PivotingFactor(Factor):
 
     def __init__(self, lu: SparseLU, values: Tensor) -> None:
         self._lu = lu
-        block = lu.block(values)
-        matrix = PETSc.Mat().createAIJ(
-            block.shape, csr=(*int32(block), block.data), comm=PETSc.COMM_SELF
-        )
+        matrix = petsc_matrix(lu.block(values))
         pc = PETSc.PC().create(comm=PETSc.COMM_SELF)
         pc.setOperators(matrix)
         pc.setType("lu")
@@ -151,6 +155,12 @@ class PivotingFactor(Factor):
 def int32(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
     """Pointers and columns of a CSR matrix."""
     return matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
+
+
+def petsc_matrix(matrix: Any) -> PETSc.Mat:
+    """A CSR matrix for PETSc, on this process alone."""
+    csr = (*int32(matrix), matrix.data)
+    return PETSc.Mat().createAIJ(matrix.shape, csr=csr, comm=PETSc.COMM_SELF)
 
 
 def _listed(samples: Sequence[int]) -> str:
