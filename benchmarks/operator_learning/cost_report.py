@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -168,6 +169,7 @@ def _limit(record: dict[str, Any]) -> str:
 # ---- growth of cost ----------------------------------------------------------------------------
 
 
+_FEW = 10_000  # dofs; solids with more are iterated
 _COSTS = {
     "training_ms": "a training step",
     "inference_ms": "inference",
@@ -175,6 +177,11 @@ _COSTS = {
     "inference_mb": "memory of inference",
     "setup_s": "set-up of a mesh",
 }
+
+
+def _slope(rows: list[dict[str, Any]], key: str) -> float:
+    sizes, costs = ([math.log(row[k]) for row in rows] for k in ("dofs", key))
+    return statistics.linear_regression(sizes, costs).slope
 
 
 def _exponents(rows: list[dict[str, Any]], slopes: list[dict[str, Any]]) -> list[str]:
@@ -205,6 +212,12 @@ def _growth(record: dict[str, Any]) -> str:
     lines = _exponents(rows, results["slopes"])
     for found in results["solids"]:
         lines += ["", "A cube of tetrahedra.", "", *_exponents(found["rows"], [found["slopes"]])]
+        large = [row for row in found["rows"] if row["dofs"] > _FEW]
+        times = " and ".join(f"{_slope(large, k):.2f}" for k in ("training_ms", "inference_ms"))
+        lines += [
+            "",
+            f"From {large[0]['dofs']:,} dofs on: {times} for a training step and inference.",
+        ]
     at = results["returned"][0]["dofs"]
     lines += [
         "",
