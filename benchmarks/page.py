@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from operator_learning import cost_report, report
+from operator_learning import cost_report, limit_report, report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -445,6 +445,7 @@ BLOCKS = {
     "merged-table": merged_table,
     **report.blocks(where),
     **cost_report.blocks(where),
+    **limit_report.blocks(where),
     "processor-table": processor_table,
 }
 

@@ -29,7 +29,6 @@ from operator_learning import (  # noqa: E402
     problems,
     report,
     small_darcy,
-    symmetries,
     training,
 )
 from operator_learning.ours import ABLATIONS, OURS  # noqa: E402
@@ -429,34 +428,3 @@ def test_the_half_open_grid_and_bilinear_functions():
     expected = torch.arange(64).reshape(8, 8)[::2, ::2].flatten().float()
     torch.testing.assert_close(fine.restrict.batch(x)[0], expected)
     torch.testing.assert_close(fine.values(fine.coefficients(x)), x)
-
-
-def test_symmetries_of_the_square():
-    level = small_darcy._level(4)
-    orders = symmetries.positions(level)
-    assert len({tuple(order.tolist()) for order in orders}) == 8
-    points = torch.from_numpy(small_darcy.lattice(level.mesh, 4)).double()
-    for order in orders:  # distances stay, and two of them make a third
-        torch.testing.assert_close(
-            torch.cdist(points[order], points[order]), torch.cdist(points, points)
-        )
-        assert any(torch.equal(order[orders[1]], other) for other in orders)
-    # The nodes of a level are its own: weights in their order know left from right.
-    weights = torch.rand(len(points), generator=torch.Generator().manual_seed(0))
-    operator = SimpleNamespace(on=lambda level: lambda c: c * weights)
-    net = symmetries.Symmetric.__new__(symmetries.Symmetric)
-    torch.nn.Module.__init__(net)
-    net.operator, net._orders = operator, {}
-    net.eval()
-    x = torch.rand(2, 16)
-    mirrored = x.reshape(2, 4, 4).transpose(1, 2).flatten(1)
-    found = net(mirrored, level).reshape(2, 4, 4).transpose(1, 2).flatten(1)
-    torch.testing.assert_close(found, net(x, level))
-
-
-def test_the_table_of_what_can_be_learned():
-    error = {"mean": 0.0645, "standard": 0.0009}
-    row = {"model": {"channels": 16}, "weights": 6467, "epochs": 70.0}
-    errors = dict.fromkeys(("training", "validation", "16", "32"), error)
-    table = cost_report._limit({"results": [{**row, "errors": errors}], "settings": {"seconds": 9}})
-    assert "| channels 16 | 6,467 | 6.45% ± 0.09% | 6.45% ± 0.09% |" in table

@@ -18,9 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 _ACCURACY, _GROWTH = "operator_learning-accuracy_cost", "cost_growth"
-_LIMIT = "operator_learning-small_darcy_symmetries"
 _COMMANDS = {
-    _LIMIT: "python benchmarks/operator_learning/symmetries.py --data DIR",
     _ACCURACY: "python benchmarks/operator_learning/accuracy_cost.py",
     _GROWTH: "python benchmarks/cost_growth.py",
 }
@@ -33,7 +31,6 @@ def blocks(where: Where) -> dict[str, Callable[[], str]]:
     return {
         "accuracy-cost": partial(_block, _ACCURACY, _accuracy, where),
         "cost-growth": partial(_block, _GROWTH, _growth, where),
-        "small-darcy-limit": partial(_block, _LIMIT, _limit, where),
     }
 
 
@@ -58,10 +55,8 @@ def _block(name: str, text: Callable[[dict[str, Any]], str], where: Where) -> st
     record = _load(name)
     if record is None:
         return f"Not measured yet: `{_COMMANDS[name]}`."
-    picture = ""
-    if name in _pictures():
-        picture = f"![{name.split('-')[-1].replace('_', ' ')}](images/{name}.png)\n\n"
-    return f"{picture}{text(record)}\n\nMeasured on {where(record)}."
+    picture = f"![{name.split('-')[-1].replace('_', ' ')}](images/{name}.png)"
+    return f"{picture}\n\n{text(record)}\n\nMeasured on {where(record)}."
 
 
 # ---- accuracy against cost ---------------------------------------------------------------------
@@ -147,23 +142,6 @@ def _accuracy_picture(record: dict[str, Any], path: Path) -> None:
     axes[1].set_xlabel("CPU seconds of training, plate with holes")
     axes[1].set_ylabel("relative L2 error, %")
     _finish(figure, axes, path)
-
-
-# ---- what can be learned -----------------------------------------------------------------------
-
-
-def _limit(record: dict[str, Any]) -> str:
-    tests = {"training": "training", "validation": "validation", "16": "16 x 16", "32": "32 x 32"}
-    lines = [
-        "| Elliptic | weights | " + " | ".join(tests.values()) + " | epochs |",
-        "|---" * (len(tests) + 3) + "|",
-    ]
-    for row in record["results"]:
-        model = ", ".join(f"{key} {value}" for key, value in row["model"].items())
-        errors = (row["errors"][test] for test in tests)
-        cells = " | ".join(f"{e['mean']:.2%} ± {e['standard']:.2%}" for e in errors)
-        lines.append(f"| {model} | {row['weights']:,} | {cells} | {row['epochs']:.0f} |")
-    return "\n".join(lines) + f"\n\n{record['settings']['seconds']:g} CPU seconds of training."
 
 
 # ---- growth of cost ----------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The small Darcy set that the package neuraloperator shipped: point values on half-open grids.
 
 The coefficient is two-valued, the pressure vanishes on the boundary of the unit square. Grid point
-(i, j) of an n x n grid lies at (i/n, j/n): rows and columns i = 0 are on the boundary, those with
-i = n are missing. The grid of 16 x 16 points is every other point of that of 32 x 32.
+(i, j) of an n x n grid is taken to lie at (i/n, j/n): rows and columns i = 0 are on the boundary,
+those with i = n are missing. (It lies half a cell of a grid of 512 further in, `sign_fields.points`,
+where the pressure is up to 0.01: half a per cent of a sample.) The grid of 16 x 16 points is every
+other point of that of 32 x 32.
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ from operator_learning.problems import Grid, Level, Problem, Samples, pairs
 from spon import fem
 from spon.sparse import SparseMap
 
-__all__ = ["VARIABLE", "SmallDarcy", "folder", "lattice", "relative"]
+__all__ = ["FILES", "VARIABLE", "SmallDarcy", "folder", "lattice", "relative"]
 
 VARIABLE = "SPON_DARCY"
-_FILES = {"train": "darcy_train_16.npz", "16": "darcy_test_16.npz", "32": "darcy_test_32.npz"}
+FILES = {"train": "darcy_train_16.npz", "16": "darcy_test_16.npz", "32": "darcy_test_32.npz"}
 
 
 def folder(given: str | os.PathLike[str] | None = None) -> Path:
@@ -54,11 +56,11 @@ def folder(given: str | os.PathLike[str] | None = None) -> Path:
     if not place:
         raise FileNotFoundError(
             f"The small Darcy set is not part of this repository: give its folder by --data or the "
-            f"environment variable {VARIABLE}. It holds {', '.join(_FILES.values())}, made from "
+            f"environment variable {VARIABLE}. It holds {', '.join(FILES.values())}, made from "
             "the arrays x and y of the small Darcy files of neuraloperator 0.3.0."
         )
     path = Path(place)
-    missing = [name for name in _FILES.values() if not (path / name).is_file()]
+    missing = [name for name in FILES.values() if not (path / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{path} does not hold {', '.join(missing)} (small Darcy set).")
     return path
@@ -69,14 +71,15 @@ class SmallDarcy(Problem):
     """900 samples to train on, 100 to choose settings by; 50 on either grid for reporting."""
 
     title: ClassVar[str] = "Small Darcy set, trained on 16 x 16"
+    HELD: ClassVar[int] = 100
 
     @classmethod
     def make(
-        cls, name: str, quick: bool, data: str | None = None, validation: int = 100
+        cls, name: str, quick: bool, data: str | None = None, validation: int = HELD
     ) -> SmallDarcy:
         """Read the set; see `problems.make`."""
         path = folder(data)
-        x, y = _read(path / _FILES["train"])
+        x, y = _read(path / FILES["train"])
         coarse = _level(16)
         levels = {"16": coarse, "32": _level(32, coarse)}
         split = len(x) - validation
@@ -84,7 +87,7 @@ class SmallDarcy(Problem):
         held = Samples(x[split:], y[split:], coarse)
         if quick:
             train, held = train[:64], held[:16]
-        tests = {key: Samples(*_read(path / _FILES[key]), levels[key]) for key in levels}
+        tests = {key: Samples(*_read(path / FILES[key]), levels[key]) for key in levels}
         about = {"train": len(train), "validation": len(held)}
         return cls(name, train, held, tests, seconds=200.0, epochs=400, about=about)
 
