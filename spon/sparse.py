@@ -8,7 +8,7 @@ is needed. Nothing here knows of Firedrake.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,8 +198,8 @@ class SparseMap(nn.Module):
 class InverseMap(nn.Module):
     """The inverse of a constant square sparse matrix, factorised once.
 
-    Forward and backward passes reuse one sparse LU factorisation (SuperLU) in double precision on
-    the CPU; float32 and device tensors are converted on the way in and out.
+    Forward and backward passes reuse one factorisation in double precision on the CPU; float32 and
+    device tensors are converted on the way in and out.
 
     Parameters
     ----------
@@ -207,6 +207,9 @@ class InverseMap(nn.Module):
         A regular matrix.
     dtype : torch.dtype, optional
         Dtype of the operands, float64 by default.
+    factorise : callable, optional
+        From the matrix as CSC to something with SciPy's ``solve(right, side)``; SciPy's own
+        ``splu`` (SuperLU) by default, which is slow in three dimensions.
 
     Raises
     ------
@@ -216,14 +219,19 @@ class InverseMap(nn.Module):
 
     _like: Tensor
 
-    def __init__(self, matrix: Any, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        matrix: Any,
+        dtype: torch.dtype = torch.float64,
+        factorise: Callable[[Any], Any] = splu,
+    ) -> None:
         super().__init__()
         csr = _checked_csr(matrix, dtype)
         if csr.shape[0] != csr.shape[1]:
             raise ValueError(f"Only a square matrix has an inverse, this one is {csr.shape}.")
         try:
-            self._lu = splu(sp.csc_matrix(csr))
-        except RuntimeError as error:
+            self._lu = factorise(sp.csc_matrix(csr))
+        except (RuntimeError, ArithmeticError) as error:
             raise ValueError(
                 f"The {csr.shape[0]} x {csr.shape[1]} matrix is singular and cannot be inverted."
             ) from error

@@ -12,13 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from operator_learning import (  # noqa: E402
-    limit,
-    limit_report,
-    sign_fields,
-    small_darcy,
-    symmetries,
-)
+from operator_learning import limit, limit_report, sign_fields, small_darcy, symmetries
 
 
 def test_symmetries_of_the_square():

@@ -2,9 +2,9 @@
 
 The coefficient is two-valued, the pressure vanishes on the boundary of the unit square. Grid point
 (i, j) of an n x n grid is taken to lie at (i/n, j/n): rows and columns i = 0 are on the boundary,
-those with i = n are missing. (It lies half a cell of a grid of 512 further in, `sign_fields.points`,
-where the pressure is up to 0.01: half a per cent of a sample.) The grid of 16 x 16 points is every
-other point of that of 32 x 32.
+those with i = n are missing. (It lies half a cell of a grid of 512 further in, see
+`sign_fields.points`, where the pressure is up to 0.01: half a per cent of a sample.) The grid of
+16 x 16 points is every other point of that of 32 x 32.
 """
 
 from __future__ import annotations

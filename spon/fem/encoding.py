@@ -20,6 +20,7 @@ from firedrake import interpolate as ufl_interpolate
 from scipy.sparse.linalg import LinearOperator, eigsh, splu
 from torch import Tensor, nn
 
+from spon.fem.direct import Direct
 from spon.fem.maps import evaluation_map, sparse_map
 from spon.fem.spaces import mesh_of, name_of
 from spon.sparse import InverseMap, SparseMap
@@ -61,7 +62,7 @@ class L2Projection(nn.Module):
         else:
             self.moments = _moments_at_points(source, target)
         mass = sparse_map(inner(TrialFunction(target), test) * dx)
-        self.riesz = InverseMap(mass.to_scipy())
+        self.riesz = InverseMap(mass.to_scipy(), factorise=Direct)
 
     def forward(self, x: Tensor) -> Tensor:
         """Project coefficient vectors: (source.dim(), ...) to (target.dim(), ...)."""

@@ -11,8 +11,8 @@ through dense blocks that are too small in 2D to pay.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -178,14 +178,13 @@ class SparseLU:
         SingularMatrixError
         """
         rows = values[None].contiguous()
+        symmetric = self.is_symmetric(rows[0]) if symmetric is None else symmetric
         if not self.pivoting:
-            state = StaticFactor(
-                self, rows, self.is_symmetric(rows[0]) if symmetric is None else symmetric
-            )
+            state = StaticFactor(self, rows, symmetric)
             stable, regular = self._judge(rows, state)
             if stable.all() and regular.all():
                 return state
-        pivoted = PivotingFactor(self, rows[0])
+        pivoted = PivotingFactor(self, rows[0], symmetric)
         if not self._judge(rows, pivoted)[1].all():
             raise SingularMatrixError(self.unknowns)
         self.pivoting = True
@@ -223,9 +222,10 @@ class SparseLU:
         if definite and self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS):
             return self._single(values, MultigridFactor)
         symmetric = definite or self.is_symmetric(values)
+        pivoting = partial(PivotingFactor, symmetric=symmetric)
         whole = self.pivoting or (not symmetric and self.operations > _EACH_OPERATIONS)
         if whole:
-            state = self._single(values, PivotingFactor)
+            state = self._single(values, pivoting)
         else:
             old = [] if reuse is None else reuse.lanes
             state = Factors(len(values), in_lanes(self, values, symmetric, old))
@@ -234,7 +234,7 @@ class SparseLU:
         stable, regular = self._judge(values, state)
         if not whole and not (stable & regular).all():
             samples = np.flatnonzero(~(stable & regular)).tolist()
-            state = self._single(values, PivotingFactor, state, samples)
+            state = self._single(values, pivoting, state, samples)
             stable, regular = self._judge(values, state)
             # Once pivots were needed, they will be needed again.
             self.pivoting = bool(regular.all())
@@ -328,7 +328,7 @@ class SparseLU:
     def _single(
         self,
         values: Tensor,
-        kind: type[PivotingFactor] | type[MultigridFactor],
+        kind: Callable[[SparseLU, Tensor], Factor],
         found: Factors | None = None,
         samples: Sequence[int] | None = None,
     ) -> Factors:

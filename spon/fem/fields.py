@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from spon.fem.complexes import (
     potential_conditions,
 )
 from spon.fem.constraints import essential_values
+from spon.fem.direct import Direct, saddle, untested
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, to_tensor
 from spon.promises import GradientTraces, Particular, Potential, Projection
@@ -87,7 +89,8 @@ class Kernel:
             self.saddle = self._saddle()
         self.particular: Particular | GradientTraces | None = self.saddle
         if self.saddle is None and self.trace.any():
-            self.particular = GradientTraces(s.first, s.mass, self.trace, self.fixed)
+            data = (s.first, s.mass, self.trace, self.fixed)
+            self.particular = GradientTraces(*data, factorise=Direct)
         if through == "projection":
             if self.saddle is None:
                 raise ValueError(
@@ -148,7 +151,7 @@ class Kernel:
         trace = torch.from_numpy(self.trace)
         return Particular(
             system, SparseMap(held), SparseMap(load), torch.from_numpy(free), balance, even, trace,
-            s.what,
+            s.what, factorise=splu if self.gdim == 2 else saddle,
         )  # fmt: skip
 
     def _harmonic(self) -> np.ndarray:
@@ -158,7 +161,7 @@ class Kernel:
             reached = int((~self.fixed).sum()) - constants(s, self.fixed)
             if reached == self.dimension:
                 return np.zeros((s.field.dim(), 0))
-        found = harmonic_fields(s, self.trace, self.fixed)
+        found = harmonic_fields(s, self.trace, self.fixed, self._stiffness())
         if self.saddle is None or not found.shape[1]:
             return found
         # Inverse iteration leaves their derivative at the root of round-off.
@@ -195,12 +198,14 @@ class Kernel:
         """Factorisation of the energy of the potentials, made regular."""
         s = self.complex
         up = s.first[:, ~self.fixed]
+        if not up.shape[1]:
+            return SimpleNamespace(solve=np.copy)  # of nothing
         p = TestFunction(s.potential)
         mass = sparse_map(inner(TrialFunction(s.potential), p) * dx).to_scipy()
         mass = mass[~self.fixed][:, ~self.fixed]
         energy = up.T @ s.mass @ up
         shift = 1e-8 * energy.diagonal().sum() / mass.diagonal().sum()
-        return splu(sp.csc_matrix(energy + shift * mass))
+        return untested(energy + shift * mass)
 
     def pull_back(self, u: Tensor) -> Tensor:
         """Potentials whose fields are near to some fields: of the right size, which is all.

@@ -133,7 +133,7 @@ class MultigridFactor(Factor):
                 iterations,
                 reason,
             )
-            self._direct = PivotingFactor(self._lu, self._values)
+            self._direct = PivotingFactor(self._lu, self._values, symmetric=True)
         x = self._direct.solve_unknowns(b)
         if not self._is_right(x, b):
             raise SingularMatrixError(self._lu.unknowns)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.promises.base import InDouble
@@ -29,25 +31,36 @@ class GradientTraces(InDouble):
         Prescribed dofs.
     fixed : array of bool, shape (latent,)
         Dofs of the potential on that part of the boundary.
+    factorise : callable, optional
+        As for `spon.sparse.InverseMap`.
     """
 
     _held: Tensor
     _outer: Tensor
     default: Tensor
 
-    def __init__(self, gradient: Any, mass: Any, trace: np.ndarray, fixed: np.ndarray) -> None:
+    def __init__(
+        self,
+        gradient: Any,
+        mass: Any,
+        trace: np.ndarray,
+        fixed: np.ndarray,
+        factorise: Callable[[Any], Any] = splu,
+    ) -> None:
         super().__init__()
         along = sp.csr_matrix(gradient[trace][:, fixed])
         normal = along.T @ along
-        # Each piece of the boundary has its own constant: set one value to zero.
-        _, piece = connected_components(normal, directed=False)
-        pins = np.zeros(len(piece))
-        pins[np.unique(piece, return_index=True)[1]] = normal.diagonal().mean()
         inner, outer = gradient[:, ~fixed], gradient[:, fixed]
         self.along, self.gradient = SparseMap(along), SparseMap(gradient)
-        self.normal = InverseMap(normal + sp.diags(pins))
-        self.coupling = SparseMap(sp.csr_matrix(inner.T @ mass @ outer))
-        self.energy = InverseMap(inner.T @ mass @ inner) if inner.shape[1] else None
+        # Each piece of the boundary has its own constant, and so has a piece of the domain without
+        # such a boundary.
+        self.normal = InverseMap(_pinned(normal), factorise=factorise)
+        coupling = sp.csr_matrix(inner.T @ mass @ outer)
+        self.coupling = SparseMap(coupling)
+        self.energy = None
+        if inner.shape[1]:
+            held = np.flatnonzero(np.diff(coupling.indptr))
+            self.energy = InverseMap(_pinned(inner.T @ mass @ inner, held), factorise=factorise)
         self.register_buffer("_held", torch.from_numpy(np.flatnonzero(trace)), persistent=False)
         self.register_buffer("_outer", torch.from_numpy(fixed), persistent=False)
         self.register_buffer("default", torch.zeros(len(trace)).double(), persistent=False)
@@ -105,3 +118,12 @@ class GradientTraces(InDouble):
             As `solve`.
         """
         return self.default[None] if traces is None else self.solve(torch.atleast_2d(traces))
+
+
+def _pinned(matrix: sp.csr_matrix, held: Sequence[int] | np.ndarray = ()) -> sp.csr_matrix:
+    """One value set to zero in each piece of a matrix without one of the `held` rows."""
+    _, piece = connected_components(matrix, directed=False)
+    pieces, first = np.unique(piece, return_index=True)
+    pins = np.zeros(len(piece))
+    pins[first[~np.isin(pieces, piece[np.asarray(held, int)])]] = matrix.diagonal().mean()
+    return matrix + sp.diags(pins)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from spon.promises.base import InDouble
@@ -35,6 +39,8 @@ class Particular(InDouble):
         The prescribed dofs.
     what : tuple of str
         What is prescribed in the cells ("divergence") and on the boundary ("normal traces").
+    factorise : callable, optional
+        As for `spon.sparse.InverseMap`.
     """
 
     _free: Tensor
@@ -51,9 +57,11 @@ class Particular(InDouble):
         even: SparseMap,
         trace: Tensor,
         what: tuple[str, str],
+        factorise: Callable[[Any], Any] = splu,
     ) -> None:
         super().__init__()
-        self.inverse, self.system = InverseMap(system), SparseMap(system)
+        self.inverse = InverseMap(system, factorise=factorise)
+        self.system = SparseMap(system)
         self.boundary, self.load, self.what = boundary, load, what
         self.balance, self.even = balance, even
         self.terms = SparseMap(abs(balance.to_scipy()))

@@ -1,0 +1,72 @@
+"""Factorisations of constant matrices: against dense solves, with and without pivots."""
+
+import firedrake as fd
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from spon.fem import SingularMatrixError
+from spon.fem.direct import Direct, saddle, untested
+from spon.fem.maps import sparse_map
+from spon.sparse import InverseMap
+
+
+def matrices():
+    mesh = fd.UnitCubeMesh(2, 3, 2)
+    V, W = fd.FunctionSpace(mesh, "RT", 1), fd.FunctionSpace(mesh, "DG", 0)
+    u, v, w = fd.TrialFunction(V), fd.TestFunction(V), fd.TestFunction(W)
+    mass = sparse_map(fd.inner(u, v) * fd.dx).to_scipy()
+    down = sparse_map(fd.div(u) * w * fd.dx).to_scipy()
+    turned = mass + 0.1 * sp.triu(mass, 1)
+    yield "definite", mass, Direct
+    yield "unsymmetric", turned, Direct
+    yield "unsymmetric, pivots", turned, saddle
+    yield "saddle point", sp.bmat([[mass, down.T], [down, None]]), saddle
+    yield "saddle point, pivots found to be needed", sp.bmat([[mass, down.T], [down, None]]), Direct
+    # Of the divergence alone: all but singular, and what it is wanted for.
+    yield "all but singular", down.T @ down + 1e-9 * mass, untested
+
+
+CASES = {name: (matrix, kind) for name, matrix, kind in matrices()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_solves_are_those_of_dense_matrices(name):
+    matrix, kind = CASES[name]
+    dense, rng = matrix.toarray(), np.random.default_rng(0)
+    factor = kind(matrix)
+    for shape in ((len(dense),), (len(dense), 1), (len(dense), 20)):
+        b = rng.standard_normal(shape)
+        for side, A in (("N", dense), ("T", dense.T)):
+            x = factor.solve(b, side)
+            assert x.shape == shape and np.isfinite(x).all()
+            # Backward stable, whatever the condition.
+            assert np.abs(A @ x - b).max() < 1e-12 * (np.abs(A) @ np.abs(x) + np.abs(b)).max()
+            if name != "all but singular":
+                np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-9, atol=1e-10)
+
+
+def test_entries_given_twice_are_added():
+    twice = sp.coo_matrix(([1.0, 2.0, 4.0], ([0, 0, 1], [0, 0, 1])), shape=(2, 2))
+    np.testing.assert_allclose(Direct(twice).solve(np.array([3.0, 4.0])), [1.0, 1.0])
+
+
+def test_singular_matrices_are_refused():
+    for matrix in (sp.csr_matrix((3, 3)), sp.csr_matrix(np.ones((3, 3)))):
+        with pytest.raises(SingularMatrixError):
+            Direct(matrix)
+        with pytest.raises(ValueError, match="is singular and cannot be inverted"):
+            InverseMap(matrix, factorise=Direct)
+
+
+@pytest.mark.parametrize("name", ["definite", "unsymmetric", "saddle point"])
+def test_an_inverse_is_differentiable(name):
+    matrix, kind = CASES[name]
+    inverse = InverseMap(matrix, factorise=kind)
+    generator = torch.Generator().manual_seed(0)
+    b, c = torch.randn(2, len(matrix.toarray()), 3, generator=generator, dtype=torch.float64)
+    b.requires_grad_()
+    (gradient,) = torch.autograd.grad((inverse(b) * c).sum(), b)
+    dense = torch.from_numpy(matrix.toarray())
+    torch.testing.assert_close(gradient, torch.linalg.solve(dense.T, c), rtol=1e-9, atol=1e-9)
