@@ -9,6 +9,7 @@ import torch
 from spon.fem import SingularMatrixError
 from spon.fem.direct import Direct, saddle, untested
 from spon.fem.maps import sparse_map
+from spon.fem.one_factor import PivotingFactor
 from spon.sparse import InverseMap
 
 
@@ -45,6 +46,24 @@ def test_solves_are_those_of_dense_matrices(name):
             assert np.abs(A @ x - b).max() < 1e-12 * (np.abs(A) @ np.abs(x) + np.abs(b)).max()
             if name != "all but singular":
                 np.testing.assert_allclose(x, np.linalg.solve(A, b), rtol=1e-9, atol=1e-10)
+
+
+def test_memory_that_pivots_need_is_found(monkeypatch):
+    """MUMPS goes beyond its estimate where many pivots are put off, and PETSc says nothing."""
+    mesh = fd.UnitCubeMesh(2, 2, 2)
+    V, W = fd.FunctionSpace(mesh, "BDM", 2), fd.FunctionSpace(mesh, "DG", 1)
+    u, v, w = fd.TrialFunction(V), fd.TestFunction(V), fd.TestFunction(W)
+    mass = sparse_map(fd.inner(u, v) * fd.dx).to_scipy()
+    down = sparse_map(fd.div(u) * w * fd.dx).to_scipy()
+    matrix = down.T @ down + 1e-9 * mass
+    b = np.random.default_rng(0).standard_normal(matrix.shape[0])
+    asked, set_up = [], PivotingFactor._set_up
+    monkeypatch.setattr(
+        PivotingFactor, "_set_up", lambda self, more: asked.append(more) or set_up(self, more)
+    )
+    x = saddle(matrix).solve(b)
+    assert np.isfinite(x).all() and len(asked) == 2
+    assert np.abs(matrix @ x - b).max() < 1e-12 * (abs(matrix) @ np.abs(x)).max()
 
 
 def test_entries_given_twice_are_added():

@@ -70,6 +70,8 @@ class SparseLU:
     unknowns : int
     fill : int
         Number of entries of L and U together.
+    iterates : bool
+        Whether definite matrices are better not factorised.
     dof, place : int array, shape (unknowns,)
         The unknowns in the order of the dofs, and the place of each in that of the elimination.
     source, rows, cols : int array
@@ -92,6 +94,7 @@ class SparseLU:
         self._is_free[self.free] = True
         self._analyse()
         self.pivoting = self.operations > _ONE_OPERATIONS
+        self.iterates = self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS)
         probe = np.zeros((1, self.size))
         probe[0, self.free] = np.random.default_rng(0).uniform(0.5, 1.5, self.unknowns)
         self._probe = torch.from_numpy(probe)
@@ -219,7 +222,7 @@ class SparseLU:
             Names the samples.
         """
         values = values.contiguous()
-        if definite and self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS):
+        if definite and self.iterates:
             return self._single(values, MultigridFactor)
         symmetric = definite or self.is_symmetric(values)
         pivoting = partial(PivotingFactor, symmetric=symmetric)
@@ -400,16 +403,18 @@ def solve_definite(matrix: sp.csr_matrix, load: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     matrix : csr_matrix, shape (n, n)
-    load : array, shape (n,)
+    load : array, shape (n,) or (n, m)
 
     Returns
     -------
-    array, shape (n,)
+    array of the shape of `load`
 
     Raises
     ------
     SingularMatrixError
     """
-    lu = SparseLU(matrix.indptr, matrix.indices)
-    values, b = torch.from_numpy(matrix.data)[None], torch.from_numpy(load)[None]
-    return lu.solve_each(values, b, definite=True)[0].numpy()
+    lu, values = SparseLU(matrix.indptr, matrix.indices), torch.from_numpy(matrix.data)
+    factor = MultigridFactor(lu, values) if lu.iterates else lu.factor(values, symmetric=True)
+    columns = torch.from_numpy(load.reshape(len(load), -1))
+    result: np.ndarray = factor.solve(columns.T).T.numpy().reshape(load.shape)
+    return result

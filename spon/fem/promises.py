@@ -22,7 +22,7 @@ from torch import Tensor
 from spon.fem.bernstein import bernstein_maps, scalar_version
 from spon.fem.complexes import measure_of
 from spon.fem.constraints import constant_value, frozen_value, moved_value
-from spon.fem.direct import Direct
+from spon.fem.factor import solve_definite
 from spon.fem.fields import Kernel
 from spon.fem.functionals import Functionals, is_recipe
 from spon.fem.maps import sparse_map
@@ -146,7 +146,7 @@ class KeptPromises:
         mass = sparse_map(inner(TrialFunction(U), TestFunction(U)) * dx).to_scipy()
         free = np.flatnonzero(~self.pipeline.constrained.numpy())
         # How large a functional is where nothing is promised: what is small against it is zero.
-        whole = Direct(mass).solve(rows.T)
+        whole = solve_definite(mass, rows.T)
         size = np.sqrt(np.einsum("mi,im->m", rows, whole))
         if (size == 0).any():
             name = self.functionals.names[int(np.argmin(size))]
@@ -161,7 +161,7 @@ class KeptPromises:
         else:
             fields = np.zeros((U.dim(), len(rows)))
             if len(free):
-                fields[free] = Direct(mass[free][:, free]).solve(rows[:, free].T)
+                fields[free] = solve_definite(mass[free][:, free], rows[:, free].T)
         basis = _independent(fields / size, mass)
         # What two nearly equal fields differ by carries their rounding, magnified.
         if self.kernel is not None and basis.shape[1]:
@@ -289,7 +289,7 @@ def _source_coefficients(source: Any, W: Any) -> Tensor:
     mass = sparse_map(inner(TrialFunction(W), w) * dx).to_scipy()
     expression = Constant(float(source)) if isinstance(source, int | float) else source
     values = to_tensor(assemble(inner(expression, w) * dx(domain=mesh_of(W)))).numpy()
-    return torch.from_numpy(Direct(mass).solve(values))
+    return torch.from_numpy(solve_definite(mass, values))
 
 
 def _check_space(source: Any, W: Any) -> None:
