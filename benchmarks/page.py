@@ -416,6 +416,23 @@ def merged_table():
     return "\n".join([*lines, "", f"Measured on {where(record)}."])
 
 
+def promises_table():
+    """Making decoders in 3D, and what they add to a step."""
+    record = load("promises")
+    lines = [
+        "| promise | cells | dofs | made in | with SuperLU | a step, for each sample "
+        "| without the promise |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["results"]:
+        superlu = f"{r['superlu_s']:.3g} s" if "superlu_s" in r else ""
+        lines.append(
+            f"| {r['promise']} | {r['cells']:,} | {r['dofs']:,} | {r['setup_s']:.3g} s "
+            f"| {superlu} | {r['ms']:.3g} ms | {r['without_ms']:.3g} ms |"
+        )
+    return "\n".join([*lines, "", f"Measured on {where(record)}."])
+
+
 def where(record):
     """The machine in words."""
     m = record["machine"]
@@ -443,6 +460,7 @@ BLOCKS = {
     "solid-table": solid_table,
     "identification-table": identification_table,
     "merged-table": merged_table,
+    "promises-table": promises_table,
     **report.blocks(where),
     **cost_report.blocks(where),
     **limit_report.blocks(where),
