@@ -70,8 +70,6 @@ class SparseLU:
     unknowns : int
     fill : int
         Number of entries of L and U together.
-    iterates : bool
-        Whether definite matrices are better not factorised.
     dof, place : int array, shape (unknowns,)
         The unknowns in the order of the dofs, and the place of each in that of the elimination.
     source, rows, cols : int array
@@ -94,7 +92,6 @@ class SparseLU:
         self._is_free[self.free] = True
         self._analyse()
         self.pivoting = self.operations > _ONE_OPERATIONS
-        self.iterates = self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS)
         probe = np.zeros((1, self.size))
         probe[0, self.free] = np.random.default_rng(0).uniform(0.5, 1.5, self.unknowns)
         self._probe = torch.from_numpy(probe)
@@ -135,6 +132,11 @@ class SparseLU:
     def _rows_of_lower(self, starts: Any, columns: Any, below: Any = None) -> int:
         n, mark = self.unknowns, np.full(self.unknowns, -1, np.int32)
         return int(call("row_pattern", n, *self._tree, mark, starts, columns, below))
+
+    @property
+    def iterates(self) -> bool:
+        """Whether definite matrices are better not factorised."""
+        return self.operations > min(_ITERATE_FROM * self.unknowns, _ONE_OPERATIONS)
 
     # Where others factorise there are many entries, of which nobody asks.
     @cached_property

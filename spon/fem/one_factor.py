@@ -26,9 +26,10 @@ __all__ = [
 ]
 
 # The pivots decide about memory that MUMPS sets aside beforehand: per cent above its estimate, and
-# what it says where these are not enough (its users' guide, section 8).
+# what it says where these are not enough, or the machine's is not (its users' guide, section 8).
 _MORE_MEMORY = (200, 2000)
 _TOO_LITTLE = (-8, -9, -11, -12, -14, -15, -17, -19, -20)
+_NONE_LEFT = -13
 
 
 class SingularMatrixError(ArithmeticError):
@@ -127,6 +128,7 @@ class PivotingFactor(Factor):
     Raises
     ------
     SingularMatrixError
+    MemoryError
     """
 
     def __init__(
@@ -160,8 +162,14 @@ class PivotingFactor(Factor):
             pc.getFactorMatrix().setMumpsIcntl(14, more)
         pc.setUp()
         self._factor = pc.getFactorMatrix()
-        # PETSc says nothing of it.
-        return self._package != "mumps" or self._factor.getMumpsInfog(1) not in _TOO_LITTLE
+        # PETSc says nothing of what went wrong.
+        state = self._factor.getMumpsInfog(1) if self._package == "mumps" else 0
+        if state == _NONE_LEFT:
+            n = self._lu.unknowns
+            raise MemoryError(f"MUMPS found no memory to factorise a {n} x {n} matrix.")
+        if state < 0 and state not in _TOO_LITTLE:
+            raise SingularMatrixError(self._lu.unknowns)
+        return state >= 0
 
     def solve(self, b: Tensor, transposed: bool = False) -> Tensor:
         """Solve for each row; see `Factor.solve`."""
