@@ -46,14 +46,18 @@ def test_the_tables_of_what_can_be_learned():
     table = limit_report.symmetries(record)
     assert "| channels 16 | 6,467 | 6.45% ± 0.09% | 6.45% ± 0.09% |" in table
     law = {"alpha": 3.0, "tau": 9.5, "mismatch": 2e-3, "noise": 1e-3, "coefficients": (0.02, 0.36)}
+    law["refitted"] = {"alpha": [2.9, 3.1], "tau": [9.4, 9.6]}
     row = {"set": "16", "samples": 50, "on_data": error,
            "best_factor": {"factor": 1.01, "mean": 0.0625},
            "expected": {"least": error, "most": error}, "between_chains": 1.1,
            "independent": 1.05}  # fmt: skip
     settings = {"chains": 4, "draws": 5, "cells": 64}
-    table = limit_report.limit({"results": {"law": law, "sets": [row]}, "settings": settings})
+    laws = [{"least": {"mean": 0.061}, "most": {"mean": 0.063}}]
+    results = {"law": law, "sets": [row], "laws": laws}
+    table = limit_report.limit({"results": results, "settings": settings})
     assert "| 16 x 16 | 50 |" + 3 * " 6.45% ± 0.09% |" in table and "errors to 6.25%" in table
     assert "alpha 3.00, tau 9.50" in table and "20 fields a sample on 64 x 64" in table
+    assert "alpha varies by 0.14" in table and "6.10% to 6.30% are expected" in table
 
 
 def test_gaussians_of_given_signs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,9 @@ def limit(record: dict[str, Any]) -> str:
         )
     low, high = law["coefficients"]
     draws = settings["chains"] * settings["draws"]
+    laws = record["results"]["laws"]
+    refits, deviation = law["refitted"], statistics.stdev
+    near = "; ".join(f"{x['least']['mean']:.2%} to {x['most']['mean']:.2%}" for x in laws)
     tuned = [row["best_factor"] for row in record["results"]["sets"]]
     factors = " and ".join(f"{f['factor']:.3f}" for f in tuned)
     scaled = " and ".join(f"{f['mean']:.2%}" for f in tuned)
@@ -78,10 +82,12 @@ def limit(record: dict[str, Any]) -> str:
         f"Fitted: alpha {law['alpha']:.2f}, tau {law['tau']:.2f} (mean square of what the "
         f"correlations of the signs are off by: {law['mismatch']:.2e}; sampling noise alone: "
         f"{law['noise']:.2e}); coefficients {low:.4f} and {high:.4f}. {draws} fields a sample on "
-        f"{settings['cells']} x {settings['cells']} cells; chains differ by at most {between:.3f} "
+        f"{settings['cells']} x {settings['cells']} cells; chains differ by {between:.3f} "
         f"({record['results']['sets'][0]['independent']:.3f} for independent draws). What is left "
         f"of the arithmetic: the one factor that suits the pressures best, {factors}, takes the "
-        f"errors to {scaled}."
+        f"errors to {scaled}. Refitted to {len(refits['alpha'])} drawn sets, alpha varies by "
+        f"{deviation(refits['alpha']):.2f} and tau by {deviation(refits['tau']):.2f}: one deviation "
+        f"below, at and one above the fitted law, on a coarse grid, {near} are expected on 16 x 16."
     )
     return "\n".join(lines) + "\n\n" + text
 
