@@ -1,16 +1,25 @@
 """Factorisations of constant matrices: against dense solves, with and without pivots."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import firedrake as fd
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from firedrake.petsc import PETSc
 
 from spon.fem import SingularMatrixError
 from spon.fem.direct import Direct, saddle, untested
 from spon.fem.maps import sparse_map
 from spon.fem.one_factor import PivotingFactor
 from spon.sparse import InverseMap
+
+
+def laplacian(n):
+    """The seven-point scheme with Dirichlet conditions."""
+    line = sp.diags([-1.0, 2.0, -1.0], [-1, 0, 1], shape=(n, n))
+    return sp.csr_matrix(sp.kronsum(sp.kronsum(line, line), line))
 
 
 def matrices():
@@ -69,6 +78,60 @@ def test_memory_that_pivots_need_is_found(monkeypatch):
 def test_entries_given_twice_are_added():
     twice = sp.coo_matrix(([1.0, 2.0, 4.0], ([0, 0, 1], [0, 0, 1])), shape=(2, 2))
     np.testing.assert_allclose(Direct(twice).solve(np.array([3.0, 4.0])), [1.0, 1.0])
+
+
+def test_singular_saddle_points_are_refused():
+    ones = np.ones((3, 2))
+    matrix = sp.bmat([[sp.eye(3), ones], [ones.T, None]])
+    with pytest.raises(ValueError, match="is singular and cannot be inverted"):
+        InverseMap(matrix, factorise=saddle)
+
+
+@pytest.mark.parametrize("kind", [saddle, untested])
+def test_options_for_others_do_not_matter(kind):
+    """A user who compresses MUMPS' factors means other solves."""
+    matrix, options = laplacian(20), PETSc.Options()
+    given = {"mat_mumps_icntl_35": 2, "mat_mumps_cntl_7": 0.1, "mat_mumps_icntl_31": 1}
+    for key, value in given.items():
+        options[key] = value
+    try:
+        b = np.random.default_rng(0).standard_normal((matrix.shape[0], 2))
+        x = kind(matrix).solve(b)
+        assert all(options.hasName(key) for key in given)
+    finally:
+        for key in given:
+            options.delValue(key)
+    assert np.abs(matrix @ x - b).max() < 1e-13 * (abs(matrix) @ np.abs(x)).max()
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_threads_share_a_factorisation(columns):
+    matrix = laplacian(12)
+    factor = saddle(matrix)
+
+    def work(seed):
+        rng, worst = np.random.default_rng(seed), 0.0
+        for _ in range(40):
+            b = rng.standard_normal((matrix.shape[0], columns))
+            worst = max(worst, np.abs(matrix @ factor.solve(b) - b).max())
+        return worst
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(4))) < 1e-10
+
+
+def test_right_hand_sides_of_any_layout():
+    matrix, rng = CASES["definite"][0], np.random.default_rng(0)
+    n = matrix.shape[0]
+    b = rng.standard_normal((n, 4))
+    given = [b[::-1], b[:, ::-1], np.asfortranarray(b), b[:, :0], b.astype(np.float32), b[:, None]]
+    for kind in (Direct, saddle):
+        factor = kind(matrix)
+        for right in given:
+            x = factor.solve(right)
+            assert x.shape == right.shape
+            flat = right.reshape(n, -1) if right.size else right
+            np.testing.assert_allclose(matrix @ x.reshape(flat.shape), flat, atol=1e-10)
 
 
 def test_singular_matrices_are_refused():

@@ -57,7 +57,7 @@ def test_the_tables_of_what_can_be_learned():
     table = limit_report.limit({"results": results, "settings": settings})
     assert "| 16 x 16 | 50 |" + 3 * " 6.45% ± 0.09% |" in table and "errors to 6.25%" in table
     assert "alpha 3.00, tau 9.50" in table and "20 fields a sample on 64 x 64" in table
-    assert "alpha varies by 0.14" in table and "6.10% to 6.30% are expected" in table
+    assert "alpha varies by 0.14" in table and "points: 6.10% to 6.30%." in table
 
 
 def test_gaussians_of_given_signs():

@@ -9,10 +9,13 @@ from firedrake import (
     FacetNormal,
     Function,
     FunctionSpace,
+    Mesh,
     PeriodicUnitSquareMesh,
     SpatialCoordinate,
     UnitCubeMesh,
     UnitSquareMesh,
+    UnitTetrahedronMesh,
+    UnitTriangleMesh,
     as_vector,
     assemble,
     conditional,
@@ -27,6 +30,7 @@ from firedrake import (
 from promises import DOMAINS, cellwise, domain, full_rank, kernel_dimension, large, zero_traces
 
 from spon import Decoder, fem
+from spon.fem.fields import Kernel
 
 FLUXES = [
     *(("square", f, k) for f in ("RT", "BDM") for k in (1, 2, 3)),
@@ -285,3 +289,24 @@ def test_smooth_potentials_lose_nothing_in_single_precision():
     (u,) = fem.to_function(decoder(p).double(), U)
     assert cellwise(div(u), u) < 1e-6
     assert np.isfinite(float(assemble(inner(u, u) * dx)))
+
+
+@pytest.mark.parametrize(("family", "promise"), [
+    ("RT", "divergence_free"), ("BDM", "divergence_free"),
+    ("N1curl", "curl_free"), ("N2curl", "curl_free"),
+])  # fmt: skip
+def test_a_single_cell_has_no_harmonic_fields(family, promise):
+    for mesh in (UnitTetrahedronMesh(), UnitTriangleMesh()):
+        decoder = Decoder(FunctionSpace(mesh, family, 1), **{promise: True})
+        assert decoder.latent.ufl_element().family() in ("Lagrange", "Nedelec 1st kind H(curl)")
+
+
+@pytest.mark.parametrize("stretch", [1e-3, 1e3])
+def test_harmonic_fields_of_a_stretched_domain(stretch):
+    stretched = Function(domain("box with a tunnel").coordinates)
+    stretched.dat.data[:, 0] *= stretch
+    mesh = Mesh(stretched)
+    for family, walls, count in (("N1curl", (), 1), ("RT", "on_boundary", 1), ("RT", (), 0)):
+        U = FunctionSpace(mesh, family, 1)
+        kernel = Kernel(U, zero_traces(U, walls), divergence=family == "RT")
+        assert kernel.harmonic.shape[1] == count

@@ -188,7 +188,7 @@ def measure(
 
 
 def refitted(law: Law, count: int, n: int, refits: int) -> dict[str, list[float]]:
-    """alpha and tau that are fitted to sets of signs drawn from a law: what the fit is worth."""
+    """What is fitted to sets of signs drawn from a law: what the fit is worth."""
     rng, at = np.random.default_rng(0), modes(points(n))
     found: dict[str, list[float]] = {"alpha": [], "tau": []}
     for _ in tqdm(range(refits), desc="the law, fitted to drawn sets", leave=False):

@@ -86,8 +86,8 @@ def limit(record: dict[str, Any]) -> str:
         f"({record['results']['sets'][0]['independent']:.3f} for independent draws). What is left "
         f"of the arithmetic: the one factor that suits the pressures best, {factors}, takes the "
         f"errors to {scaled}. Refitted to {len(refits['alpha'])} drawn sets, alpha varies by "
-        f"{deviation(refits['alpha']):.2f} and tau by {deviation(refits['tau']):.2f}: one deviation "
-        f"below, at and one above the fitted law, on a coarse grid, {near} are expected on 16 x 16."
+        f"{deviation(refits['alpha']):.2f} and tau by {deviation(refits['tau']):.2f}. One of these "
+        f"below, at, and one above the fitted law, on a coarse grid and 16 x 16 points: {near}."
     )
     return "\n".join(lines) + "\n\n" + text
 

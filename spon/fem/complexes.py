@@ -224,6 +224,8 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray, stiffness:
         Orthonormal in L2.
     """
     free = np.flatnonzero(~trace)
+    if not len(free):
+        return np.zeros((s.field.dim(), 0))
     mass = s.mass[free][:, free]
     last, below = (np.sqrt(_mass(W).diagonal()) for W in (s.last, s.potential))
     down = sp.diags(1 / last) @ s.second[:, free]
@@ -238,7 +240,8 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray, stiffness:
     count, rng = 6, np.random.default_rng(0)
     while True:
         count = min(count, len(free))
-        x = rng.standard_normal((len(free), count))
+        # As much of each field, whether it lives in small cells or in large ones.
+        x = rng.standard_normal((len(free), count)) / np.sqrt(mass.diagonal())[:, None]
         for _ in range(4):
             x = inverse.solve(mass @ x)
             # What makes the energy of the potentials regular costs digits, which return.
@@ -248,7 +251,7 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray, stiffness:
         parts = down @ x, (up @ x) / below[~fixed, None]
         values, turn = np.linalg.eigh(sum(p.T @ p for p in parts))
         zero = values < _ZERO / length**2
-        if not zero.all() or count == len(free):
+        if not zero.all() or len(zero) < count or count == len(free):
             break
         count *= 2
     found = np.zeros((s.field.dim(), int(zero.sum())))
@@ -257,10 +260,13 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray, stiffness:
 
 
 def _orthonormal(x: np.ndarray, mass: sp.csr_matrix) -> np.ndarray:
+    """A basis of the span of some columns; directions of rounding are left out."""
     for _ in range(2):
-        x = x / np.sqrt(np.einsum("ij,ij->j", x, mass @ x))
+        size = np.sqrt(np.einsum("ij,ij->j", x, mass @ x))
+        x = x[:, size > 0] / size[size > 0]
         values, vectors = np.linalg.eigh(x.T @ (mass @ x))
-        x = x @ (vectors / np.sqrt(np.maximum(values, 1e-14 * values.max())))
+        kept = values > 1e-12 * values.max(initial=0.0)
+        x = x @ (vectors[:, kept] / np.sqrt(values[kept]))
     return x
 
 

@@ -26,8 +26,8 @@ class Direct:
     matrix : scipy sparse matrix, shape (n, n)
     kind : {"any", "saddle", "untested"}, optional
         ``"any"`` tests the factorisation, and looks for pivots where it has to. ``"saddle"`` looks
-        for them at once. ``"untested"`` is for symmetric positive definite matrices that are so
-        nearly singular that a test would refuse them.
+        for them at once. ``"untested"`` is for symmetric positive definite matrices. Of the last
+        two it is asked alone that solutions leave no residual: they may be nearly singular.
 
     Raises
     ------
@@ -43,10 +43,12 @@ class Direct:
         self._factor: Factor
         if kind == "any":
             self._factor = lu.factor(values)
-        elif kind == "saddle":
-            self._factor = PivotingFactor(lu, values, lu.is_symmetric(values))
         else:
-            self._factor = PivotingFactor(lu, values, symmetric=True, definite=True)
+            definite = kind == "untested"
+            symmetric = definite or lu.is_symmetric(values)
+            self._factor = PivotingFactor(lu, values, symmetric, definite)
+            if not lu.is_stable(values, self._factor):
+                raise SingularMatrixError(lu.unknowns)
 
     def solve(self, right: np.ndarray, side: str = "N") -> np.ndarray:
         """Solve for one right-hand side or several.
@@ -61,10 +63,14 @@ class Direct:
         -------
         array of the shape of `right`
         """
-        columns = torch.from_numpy(np.asarray(right, np.float64).reshape(len(right), -1))
+        columns = torch.from_numpy(np.ascontiguousarray(_columns(right), np.float64))
         found = self._factor.solve(columns.T, side == "T")
         result: np.ndarray = found.T.numpy().reshape(np.shape(right))
         return result
+
+
+def _columns(right: np.ndarray) -> np.ndarray:
+    return right if np.ndim(right) == 2 else np.reshape(right, (len(right), -1))
 
 
 saddle = partial(Direct, kind="saddle")

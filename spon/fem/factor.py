@@ -300,6 +300,10 @@ class SparseLU:
         # Asked in this direction, NaN and infinity are neither stable nor regular.
         return (residual <= _BACKWARD_ERROR * scale).numpy(), (error <= _FORWARD_ERROR).numpy()
 
+    def is_stable(self, values: Tensor, state: Factor) -> bool:
+        """Whether solutions with the factor of a matrix, (nnz,), leave no residual."""
+        return bool(self._judge(values[None], state)[0].all())
+
     def is_symmetric(self, values: Tensor, tolerance: float = 1e-14) -> bool:
         """Whether matrices, of shape (..., nnz), are symmetric on the unknowns.
 

@@ -204,7 +204,10 @@ class Kernel:
         mass = sparse_map(inner(TrialFunction(s.potential), p) * dx).to_scipy()
         mass = mass[~self.fixed][:, ~self.fixed]
         energy = up.T @ s.mass @ up
-        shift = 1e-8 * energy.diagonal().sum() / mass.diagonal().sum()
+        # Small against the longest waves, large against the rounding of the shortest.
+        length = measure_of(mesh_of(s.field)) ** (1.0 / self.gdim)
+        shortest = energy.diagonal().sum() / mass.diagonal().sum()
+        shift = max(1e-8 / length**2, 1e-14 * shortest)
         return untested(energy + shift * mass)
 
     def pull_back(self, u: Tensor) -> Tensor:

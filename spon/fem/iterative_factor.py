@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -78,6 +79,7 @@ class MultigridFactor(Factor):
         self._matrix = petsc_matrix(block)
         self._matrix.setOption(PETSc.Mat.Option.SPD, True)
         self._b, self._x = self._matrix.createVecs()
+        self._lock = threading.Lock()
         self._smoothers = list(_SMOOTHERS)
         self._ksp = self._iteration(self._smoothers.pop(0))
 
@@ -109,8 +111,9 @@ class MultigridFactor(Factor):
             if not size.isfinite():
                 out.fill_(torch.nan)
             elif size > 0:
-                # The norm of a tiny load underflows.
-                out[self._lu.free] = size * self._solve(load / size)
+                # The norm of a tiny load underflows. PETSc lets other threads run during a solve.
+                with self._lock:
+                    out[self._lu.free] = size * self._solve(load / size)
         return x
 
     def _solve(self, b: Tensor) -> Tensor:
@@ -120,9 +123,9 @@ class MultigridFactor(Factor):
             self._ksp.solve(self._b, self._x)
             x = torch.from_numpy(self._x.array_r.copy())
             reason = self._ksp.getConvergedReason()
+            iterations = self._ksp.getIterationNumber()
             if reason > 0 and self._is_right(x, b):
                 return x
-            iterations = self._ksp.getIterationNumber()
             if self._smoothers:
                 self._ksp = self._iteration(self._smoothers.pop(0))
                 continue

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,7 @@ __all__ = [
 _MORE_MEMORY = (200, 2000)
 _TOO_LITTLE = (-8, -9, -11, -12, -14, -15, -17, -19, -20)
 _NONE_LEFT = -13
+_NO_MEMORY = "MUMPS found not enough memory to factorise a matrix of {} unknowns."
 
 
 class SingularMatrixError(ArithmeticError):
@@ -112,6 +115,23 @@ class StaticFactor(Factor):
         return x
 
 
+@contextmanager
+def _without_options_of_others() -> Iterator[None]:
+    """What a user tells MUMPS, such as compression, is not meant for what must be exact.
+
+    A prefix does not keep it away: PETSc reads these options for the factor, which has none.
+    """
+    options = PETSc.Options()
+    hidden = {k: v for k, v in options.getAll().items() if k.startswith("mat_mumps_")}
+    for key in hidden:
+        options.delValue(key)
+    try:
+        yield
+    finally:
+        for key, value in hidden.items():
+            options[key] = value
+
+
 class PivotingFactor(Factor):
     """Firedrake's direct solver through PETSc.
 
@@ -143,13 +163,17 @@ class PivotingFactor(Factor):
         self._matrix.setOption(PETSc.Mat.Option.SPD, self._symmetric and definite)
         for more in _MORE_MEMORY:
             try:
-                if self._set_up(more):
-                    break
+                with _without_options_of_others():
+                    enough = self._set_up(more)
             except PETSc.Error as error:
                 raise SingularMatrixError(lu.unknowns) from error
+            if enough:
+                break
         else:
-            raise SingularMatrixError(lu.unknowns)
+            raise MemoryError(_NO_MEMORY.format(lu.unknowns))
         self._b, self._x = self._matrix.createVecs()
+        # PETSc lets other threads run during a solve.
+        self._lock = threading.Lock()
 
     def _set_up(self, more: int) -> bool:
         """Factorise; whether the memory was enough, of which so many per cent more are there."""
@@ -165,8 +189,7 @@ class PivotingFactor(Factor):
         # PETSc says nothing of what went wrong.
         state = self._factor.getMumpsInfog(1) if self._package == "mumps" else 0
         if state == _NONE_LEFT:
-            n = self._lu.unknowns
-            raise MemoryError(f"MUMPS found no memory to factorise a {n} x {n} matrix.")
+            raise MemoryError(_NO_MEMORY.format(self._lu.unknowns))
         if state < 0 and state not in _TOO_LITTLE:
             raise SingularMatrixError(self._lu.unknowns)
         return state >= 0
@@ -190,7 +213,8 @@ class PivotingFactor(Factor):
             PETSc.Mat().createDense(b.shape[::-1], array=a.numpy().T, comm=PETSc.COMM_SELF)
             for a in (b.contiguous(), torch.empty_like(b, memory_format=torch.contiguous_format))
         )
-        self._factor.matSolve(right, left)
+        with self._lock:
+            self._factor.matSolve(right, left)
         found = torch.from_numpy(left.getDenseArray().T.copy())
         right.destroy()
         left.destroy()
@@ -198,10 +222,11 @@ class PivotingFactor(Factor):
 
     def solve_unknowns(self, b: Tensor, transposed: bool = False) -> Tensor:
         """Solve for the unknowns alone, of shape (unknowns,)."""
-        self._b.array_w[:] = b.numpy()
         transposed = transposed and not self._symmetric
-        (self._factor.solveTranspose if transposed else self._factor.solve)(self._b, self._x)
-        return torch.from_numpy(self._x.array_r.copy())
+        with self._lock:
+            self._b.array_w[:] = b.numpy()
+            (self._factor.solveTranspose if transposed else self._factor.solve)(self._b, self._x)
+            return torch.from_numpy(self._x.array_r.copy())
 
 
 def int32(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
