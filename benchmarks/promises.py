@@ -61,8 +61,8 @@ def measure(name, cells, superlu):
     if superlu:
         with (
             mock.patch.object(fields, "saddle", splu),
-            mock.patch.object(fields, "untested", _SuperLU),
-            mock.patch.object(complexes, "untested", _SuperLU),
+            mock.patch.object(fields, "definite", _SuperLU),
+            mock.patch.object(complexes, "definite", _SuperLU),
             mock.patch.object(fields, "Direct", splu),
             mock.patch.object(promises, "solve_definite", _solve),
         ):

@@ -10,7 +10,7 @@ import torch
 from firedrake.petsc import PETSc
 
 from spon.fem import SingularMatrixError
-from spon.fem.direct import Direct, saddle, untested
+from spon.fem.direct import Direct, definite, saddle
 from spon.fem.maps import sparse_map
 from spon.fem.one_factor import PivotingFactor
 from spon.sparse import InverseMap
@@ -35,7 +35,7 @@ def matrices():
     yield "saddle point", sp.bmat([[mass, down.T], [down, None]]), saddle
     yield "saddle point, pivots found to be needed", sp.bmat([[mass, down.T], [down, None]]), Direct
     # Of the divergence alone: all but singular, and what it is wanted for.
-    yield "all but singular", down.T @ down + 1e-9 * mass, untested
+    yield "all but singular", down.T @ down + 1e-9 * mass, definite
 
 
 CASES = {name: (matrix, kind) for name, matrix, kind in matrices()}
@@ -87,7 +87,7 @@ def test_singular_saddle_points_are_refused():
         InverseMap(matrix, factorise=saddle)
 
 
-@pytest.mark.parametrize("kind", [saddle, untested])
+@pytest.mark.parametrize("kind", [saddle, definite])
 def test_options_for_others_do_not_matter(kind):
     """A user who compresses MUMPS' factors means other solves."""
     matrix, options = laplacian(20), PETSc.Options()

@@ -30,7 +30,7 @@ from firedrake import interpolate as ufl_interpolate
 from scipy.sparse.csgraph import connected_components
 
 from spon.fem.constraints import has_own_nodes
-from spon.fem.direct import untested
+from spon.fem.direct import definite
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, name_of
 
@@ -236,7 +236,7 @@ def harmonic_fields(s: Complex, trace: np.ndarray, fixed: np.ndarray, stiffness:
     # Far from both: what counts as zero below, and the rounding of the largest eigenvalues, which
     # hides a smaller shift from the factorisation.
     shift = 1e-6 / length**2
-    inverse = untested(down.T @ down + shift * mass)
+    inverse = definite(down.T @ down + shift * mass)
     count, rng = 6, np.random.default_rng(0)
     while True:
         count = min(count, len(free))

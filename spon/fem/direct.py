@@ -12,7 +12,7 @@ import torch
 from spon.fem.factor import SparseLU
 from spon.fem.one_factor import Factor, PivotingFactor, SingularMatrixError
 
-__all__ = ["Direct", "saddle", "untested"]
+__all__ = ["Direct", "definite", "saddle"]
 
 
 class Direct:
@@ -24,9 +24,9 @@ class Direct:
     Parameters
     ----------
     matrix : scipy sparse matrix, shape (n, n)
-    kind : {"any", "saddle", "untested"}, optional
+    kind : {"any", "saddle", "definite"}, optional
         ``"any"`` tests the factorisation, and looks for pivots where it has to. ``"saddle"`` looks
-        for them at once. ``"untested"`` is for symmetric positive definite matrices. Of the last
+        for them at once. ``"definite"`` is for symmetric positive definite matrices. Of the last
         two it is asked alone that solutions leave no residual: they may be nearly singular.
 
     Raises
@@ -44,9 +44,9 @@ class Direct:
         if kind == "any":
             self._factor = lu.factor(values)
         else:
-            definite = kind == "untested"
-            symmetric = definite or lu.is_symmetric(values)
-            self._factor = PivotingFactor(lu, values, symmetric, definite)
+            spd = kind == "definite"
+            symmetric = spd or lu.is_symmetric(values)
+            self._factor = PivotingFactor(lu, values, symmetric, spd)
             if not lu.is_stable(values, self._factor):
                 raise SingularMatrixError(lu.unknowns)
 
@@ -74,4 +74,4 @@ def _columns(right: np.ndarray) -> np.ndarray:
 
 
 saddle = partial(Direct, kind="saddle")
-untested = partial(Direct, kind="untested")
+definite = partial(Direct, kind="definite")

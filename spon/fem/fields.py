@@ -30,7 +30,7 @@ from spon.fem.complexes import (
     potential_conditions,
 )
 from spon.fem.constraints import essential_values
-from spon.fem.direct import Direct, saddle, untested
+from spon.fem.direct import Direct, definite, saddle
 from spon.fem.maps import sparse_map
 from spon.fem.spaces import mesh_of, to_tensor
 from spon.promises import GradientTraces, Particular, Potential, Projection
@@ -208,7 +208,7 @@ class Kernel:
         length = measure_of(mesh_of(s.field)) ** (1.0 / self.gdim)
         shortest = energy.diagonal().sum() / mass.diagonal().sum()
         shift = max(1e-8 / length**2, 1e-14 * shortest)
-        return untested(energy + shift * mass)
+        return definite(energy + shift * mass)
 
     def pull_back(self, u: Tensor) -> Tensor:
         """Potentials whose fields are near to some fields: of the right size, which is all.

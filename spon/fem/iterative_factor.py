@@ -123,9 +123,9 @@ class MultigridFactor(Factor):
             self._ksp.solve(self._b, self._x)
             x = torch.from_numpy(self._x.array_r.copy())
             reason = self._ksp.getConvergedReason()
-            iterations = self._ksp.getIterationNumber()
             if reason > 0 and self._is_right(x, b):
                 return x
+            iterations = self._ksp.getIterationNumber()
             if self._smoothers:
                 self._ksp = self._iteration(self._smoothers.pop(0))
                 continue
